@@ -1,0 +1,212 @@
+"""TensorFlow Serving's REST API over loaded models: predict in row and column format, metadata, status."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from aiohttp import web
+from google.protobuf import json_format
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from tfrec_serving import grpc_services
+from tfrec_serving.grpc_services import MAX_MESSAGE_BYTES
+from tfrec_serving.servable import Models, RequestError, Servable
+
+HTTP_STATUS = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 412}
+
+
+def _bytes(value: Any, name: str) -> Any:
+    """JSON strings to bytes, `{"b64": ...}` decoded, at any depth of nesting."""
+    if isinstance(value, list):
+        return [_bytes(v, name) for v in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, dict) and list(value) == ["b64"]:
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            raise RequestError("INVALID_ARGUMENT", f'input "{name}": a b64 value is not base64.') from None
+    raise RequestError("INVALID_ARGUMENT", f'input "{name}" must hold strings. Received: {json.dumps(value)[:100]}.')
+
+
+def to_array(value: Any, name: str, dtype: tf.DType, rank: int | None) -> np.ndarray:
+    """A JSON value as an array of the dtype that the signature asks for.
+
+    An empty list says nothing of its rank: it gets the signature's.
+    """
+    try:
+        if dtype == tf.string:
+            value = _bytes(value, name)
+            array = np.array(value, dtype=np.bytes_ if _depth(value) else None)  # raises on ragged rows
+            array = np.empty(array.shape, object) if array.size == 0 else _object_array(value, array.shape)
+        else:
+            array = np.array(value)
+            if array.size and (array.dtype.kind not in "iuf" or not np.can_cast(array.dtype, np.float64)):
+                raise ValueError("not numbers")
+            cast = array.astype(dtype.as_numpy_dtype)
+            if array.size and dtype.is_integer and not np.array_equal(cast, array):
+                raise ValueError("out of range, or not whole numbers")
+            array = cast
+    except RequestError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = "rows of different lengths" if "inhomogeneous" in str(error) else str(error)
+        raise RequestError("INVALID_ARGUMENT", f'input "{name}" is no tensor of {dtype.name}: {reason}.') from None
+    if array.size == 0 and rank is not None and array.ndim < rank:
+        array = array.reshape(array.shape + (0,) * (rank - array.ndim))
+    return array
+
+
+def _depth(value: Any) -> int:
+    return 1 + _depth(value[0]) if isinstance(value, list) and value else 0
+
+
+def _object_array(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes as an object array: NumPy's own byte strings lose trailing NULs."""
+    array = np.empty(int(np.prod(shape)), object)
+    flat = [value]
+    for _ in shape:
+        flat = [v for row in flat for v in row]
+    array[:] = flat
+    return array.reshape(shape)
+
+
+def parse_request(body: bytes, servable: Servable) -> tuple[str, dict[str, np.ndarray], bool]:
+    """`(signature name, inputs, is row format)` of a predict request.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, naming what is wrong.
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("INVALID_ARGUMENT", f"JSON Parse error: {error}") from None
+    if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
+        raise RequestError("INVALID_ARGUMENT", "The request must be a JSON object with either `instances` or `inputs`.")
+    signature_name = request.get("signature_name", "serving_default")
+    if not isinstance(signature_name, str):
+        raise RequestError("INVALID_ARGUMENT", "`signature_name` must be a string.")
+    definition = servable.signature(signature_name)
+    is_row = "instances" in request
+    columns = _columns(request["instances"], definition) if is_row else request["inputs"]
+    if not isinstance(columns, dict) or (list(columns) == ["b64"] and "b64" not in definition.inputs):
+        if len(definition.inputs) != 1:
+            raise RequestError("INVALID_ARGUMENT", f"`inputs` must be an object with: {', '.join(sorted(definition.inputs))}.")
+        columns = {next(iter(definition.inputs)): columns}
+    inputs = {}
+    for name, value in columns.items():
+        info = definition.inputs.get(name)
+        dtype = tf.as_dtype(info.dtype) if info else tf.string
+        inputs[name] = to_array(value, name, dtype, len(info.tensor_shape.dim) if info else None)
+    return signature_name, inputs, is_row
+
+
+def _columns(instances: Any, definition: meta_graph_pb2.SignatureDef) -> dict[str, list]:
+    """Rows to columns."""
+    if not isinstance(instances, list) or not instances:
+        raise RequestError("INVALID_ARGUMENT", "`instances` must be a list with at least one row.")
+    is_named = [isinstance(row, dict) and list(row) != ["b64"] for row in instances]
+    if not any(is_named):
+        if len(definition.inputs) != 1:
+            raise RequestError("INVALID_ARGUMENT", f"Each instance must be an object with: {', '.join(sorted(definition.inputs))}.")
+        return {next(iter(definition.inputs)): instances}
+    names = set(instances[0]) if is_named[0] else set()
+    if not all(is_named) or any(set(row) != names for row in instances):
+        raise RequestError("INVALID_ARGUMENT", "Every instance must be an object with the same names.")
+    return {name: [row[name] for row in instances] for name in instances[0]}
+
+
+def format_answer(outputs: Mapping[str, np.ndarray], is_row: bool) -> dict[str, Any]:
+    """`{"predictions": rows}` or `{"outputs": columns}`; a single output stands without its name."""
+    columns = {name: _json_value(value) for name, value in outputs.items()}
+    if not is_row:
+        return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}
+    if len(columns) == 1:
+        return {"predictions": next(iter(columns.values()))}
+    return {"predictions": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
+
+
+def _json_value(array: np.ndarray) -> Any:
+    """Nested lists: bytes as text, float32 as the shortest decimal that reads back as the same float32."""
+    if array.dtype.kind == "O":
+        return np.frompyfunc(lambda b: b.decode("utf-8", "replace"), 1, 1)(array).tolist() if array.size else array.tolist()
+    if array.dtype == np.float32:
+        return np.frompyfunc(lambda x: float(str(x)), 1, 1)(array).tolist() if array.size else array.tolist()
+    return array.tolist()
+
+
+class RestServer:
+    """The REST API, on an event loop in a thread of its own; model calls run in worker threads."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
+        app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[self._errors])
+        for prefix in (r"/v1/models/{name:[^/:]+}", r"/v1/models/{name:[^/:]+}/versions/{version:\d+}"):
+            app.router.add_get(prefix, self._status)
+            app.router.add_get(prefix + "/metadata", self._metadata)
+            app.router.add_post(prefix + ":predict", self._predict)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    def start(self, host: str, port: int) -> int:
+        """Listen; return the port."""
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(host, port), self._loop).result()
+        return self._runner.addresses[0][1]
+
+    async def _start(self, host: str, port: int) -> None:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+
+    def stop(self) -> None:
+        """Finish what is under way and stop."""
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RequestError as error:
+            return web.json_response({"error": str(error)}, status=HTTP_STATUS.get(error.code, 500))
+        except web.HTTPException as error:
+            if error.status == 404:
+                message = f"Malformed request: {request.method} {request.path}"
+                return web.json_response({"error": message}, status=404)
+            return web.json_response({"error": error.reason}, status=error.status)
+
+    def _servable(self, request: web.Request) -> Servable:
+        version = request.match_info.get("version")
+        return self.models.find(request.match_info["name"], None if version is None else int(version))
+
+    async def _predict(self, request: web.Request) -> web.Response:
+        servable = self._servable(request)
+        body = await request.read()
+
+        def answer() -> str:
+            signature_name, inputs, is_row = parse_request(body, servable)
+            return json.dumps(format_answer(servable.predict(signature_name, inputs), is_row), ensure_ascii=False)
+
+        return web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        return _proto_response(grpc_services.metadata(self._servable(request)))
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _proto_response(grpc_services.status(self._servable(request)))
+
+
+def _proto_response(message) -> web.Response:
+    text = json_format.MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return web.Response(text=text, content_type="application/json")

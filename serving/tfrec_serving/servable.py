@@ -1,0 +1,149 @@
+"""A loaded version of a model, and the rules that TensorFlow Serving checks a request by."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+log = logging.getLogger("tfrec_serving")
+
+WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
+OP_PACKAGES = {"Scann": "scann.scann_ops.py.scann_ops"}
+"""What registers the ops that a manifest asks for."""
+
+
+class RequestError(Exception):
+    """A request that cannot be answered. `code` is the name of a gRPC status code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Servable:
+    """One version folder, loaded.
+
+    Args:
+        name: of the model.
+        folder: `.../<version>`, a SavedModel.
+    Raises:
+        ValueError: it is no SavedModel, or needs ops that are not installed; the message says which.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder, self.version = name, folder, int(folder.name)
+        manifest = folder / "tfrec_manifest.json"
+        if manifest.is_file():
+            for package in json.loads(manifest.read_text(encoding="utf-8"))["custom_ops"]:
+                try:
+                    importlib.import_module(OP_PACKAGES[package])
+                except ImportError as error:
+                    raise ValueError(f"`{folder}` needs the ops of {package}: pip install {package.lower()}. "
+                                     "Or export with `--index exact`.") from error  # fmt: skip
+        proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = {
+            name: definition for name, definition in proto.meta_graphs[0].signature_def.items()
+            if not name.startswith("__")
+        }  # fmt: skip
+        self._model = tf.saved_model.load(str(folder))
+        self._functions = self._model.signatures
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Replay the warm-up file, so that the first request is as fast as the next."""
+        path = self.folder / WARMUP
+        if path.is_file():
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+                inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+                self.predict(request.model_spec.signature_name, inputs)
+
+    def predict(self, signature_name: str, inputs: Mapping[str, np.ndarray], outputs: Iterable[str] = ()) -> dict[str, np.ndarray]:
+        """Run a signature.
+
+        Args:
+            signature_name: "" means `serving_default`.
+            inputs: arrays by name; strings as object arrays of bytes.
+            outputs: names to return; none means all.
+        Raises:
+            RequestError: as TensorFlow Serving answers it.
+        """
+        signature_name = signature_name or "serving_default"
+        definition = self.signature(signature_name)
+        _check_names(inputs, definition)
+        outputs = list(outputs)
+        for alias in outputs:
+            if alias not in definition.outputs:
+                raise RequestError("INVALID_ARGUMENT", f"output tensor alias not found in signature: {alias} Outputs "
+                                   f"expected to be in the set {{{','.join(sorted(definition.outputs))}}}.")  # fmt: skip
+        tensors = {}
+        for name, value in inputs.items():
+            spec = definition.inputs[name]
+            dtype = tf.as_dtype(spec.dtype)
+            received = "string" if value.dtype.kind in "OSU" else value.dtype.name
+            if received != dtype.name:
+                raise RequestError("INVALID_ARGUMENT", f'input "{name}" must be {dtype.name}. Received: {received}.')
+            if not spec.tensor_shape.unknown_rank and not tf.TensorShape(spec.tensor_shape).is_compatible_with(value.shape):
+                shape = [d.size for d in spec.tensor_shape.dim]
+                raise RequestError("INVALID_ARGUMENT", f'input "{name}" must have shape {shape} (-1 is any size). '
+                                   f"Received: {list(value.shape)}.")  # fmt: skip
+            tensors[name] = tf.constant(value, dtype)
+        try:
+            answer = self._functions[signature_name](**tensors)
+        except tf.errors.OpError as error:
+            raise RequestError("INVALID_ARGUMENT", error.message.splitlines()[0]) from error
+        return {name: value.numpy() for name, value in answer.items() if not outputs or name in outputs}
+
+    def signature(self, signature_name: str) -> meta_graph_pb2.SignatureDef:
+        """The definition of a signature."""
+        if signature_name not in self.signature_defs:
+            raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature_name}" not found.')
+        return self.signature_defs[signature_name]
+
+
+def _check_names(inputs: Mapping[str, np.ndarray], definition: meta_graph_pb2.SignatureDef) -> None:
+    sent, wanted = set(inputs), set(definition.inputs)
+    if sent != wanted:
+        join = lambda names: "{" + ",".join(sorted(names)) + "}"  # noqa: E731
+        raise RequestError("INVALID_ARGUMENT", f"input size does not match signature: {len(sent)}!={len(wanted)} "
+                           f"len({join(sent)}) != len({join(wanted)}). Sent extra: {join(sent - wanted)}. "
+                           f"Missing but required: {join(wanted - sent)}.")  # fmt: skip
+
+
+class Models:
+    """The models that a server holds. (One model, its newest version; more come with the model config file.)"""
+
+    def __init__(self, servables: Iterable[Servable]) -> None:
+        self._servables = {servable.name: servable for servable in servables}
+
+    def find(self, name: str, version: int | None = None) -> Servable:
+        """The servable that a model spec asks for.
+
+        Raises:
+            RequestError: NOT_FOUND, in TensorFlow Serving's words.
+        """
+        servable = self._servables.get(name)
+        if servable is None or version not in (None, servable.version):
+            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+            raise RequestError("NOT_FOUND", f"Servable not found for request: {wanted}")
+        return servable
+
+
+def newest_version(base_path: Path) -> Path:
+    """The newest version folder of a model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    versions = [p for p in base_path.iterdir() if p.name.isdigit() and p.is_dir()] if base_path.is_dir() else []
+    if not versions:
+        raise ValueError(f"`{base_path}` has no version folder (a number, with a saved_model.pb in it).")
+    return max(versions, key=lambda path: int(path.name))

@@ -1,0 +1,310 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tfrec.version import __version__
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+                  help="From an interaction log to a sequential recommender: prepare, train, evaluate, export, serve, lite.")  # fmt: skip
+out = Console()
+INDEX_HELP = "Kind of index: `exact` (stock ops) or `scann` (needs a server with ScaNN's ops, such as `tfrec serve`)."
+
+
+def main() -> None:
+    """Run the command line. What a user can mend is one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        fail(str(error))
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("tfrec", "tfrec_serving"):
+            raise
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """End with an error message."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {message.replace('[', chr(92) + '[')}")
+    sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def prepare(
+    source: Annotated[list[str] | None, typer.Argument(help="Log files, or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic.")] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    format: Annotated[str | None, typer.Option(help="csv, tsv, parquet, jsonl or sequences; told from the ending when left out.")] = None,
+    user: Annotated[str | None, typer.Option(help="Column of user ids; guessed when left out.")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of item ids; guessed when left out.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of times: seconds, milliseconds or ISO 8601; guessed when left out.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Names, with commas, for the columns of a CSV or TSV file without a header line.")] = None,
+    first_column: Annotated[str | None, typer.Option(help="`user` when each line of sequence text starts with the user id.")] = None,
+    items: Annotated[Path | None, typer.Option(help="File of item properties: item id, title, anything else.")] = None,
+    max_refused: Annotated[float, typer.Option(help="Share of refused rows above which nothing is written.")] = 0.01,
+    min_user_events: Annotated[int, typer.Option(help="Drop users with fewer events.")] = 1,
+    min_item_events: Annotated[int, typer.Option(help="Drop items with fewer events.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder where it exists.")] = False,
+    users: Annotated[int, typer.Option(help="synthetic: number of users.")] = 2000,
+    catalogue: Annotated[int, typer.Option(help="synthetic: number of items.")] = 500,
+    events_per_user: Annotated[int, typer.Option(help="synthetic: events of each user.")] = 30,
+    predictability: Annotated[float, typer.Option(help="synthetic: how much of the next item follows from the history.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="synthetic: seed.")] = 0,
+    describe: Annotated[Path | None, typer.Option(help="Print the figures of a prepared folder, and do nothing else.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read and check an interaction log; write prepared data."""
+    from tfrec import datasets
+    from tfrec.interactions import REFUSED, Log
+    from tfrec.interactions import prepare as prepare_log
+    from tfrec.prepared import PreparedData
+
+    if describe is not None:
+        _print_figures(PreparedData.open(describe).describe(), as_json)
+        return
+    if not source or out_ is None:
+        raise typer.BadParameter("Pass a log (or the name of a data set) and --out FOLDER, or --describe FOLDER.")
+    options: dict[str, Any] = {"max_refused": max_refused, "min_user_events": min_user_events,
+                               "min_item_events": min_item_events, "overwrite": overwrite}  # fmt: skip
+    if len(source) == 1 and source[0] in datasets.NAMES:
+        made = {"num_users": users, "num_items": catalogue, "events_per_user": events_per_user,
+                "predictability": predictability, "seed": seed} if source[0] == "synthetic" else {}  # fmt: skip
+        report = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made)
+    else:
+        names = next(csv.reader([columns])) if columns else []
+        report = prepare_log(Log(source, format, user, item, time, names, first_column, items), out_, **options)
+    manifest = report.manifest
+    if as_json:
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+        return
+    for note in report.notes:
+        out.print(f"  {note}", highlight=False)
+    out.print(f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events.")
+    if manifest["num_refused"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["refused"].items())
+        out.print(f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}")
+    if manifest["num_filtered_events"]:
+        out.print(f"Left out {manifest['num_filtered_events']:,} events of rare users and items.")
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, typer.Argument(help="Prepared folder (not needed with --resume).")] = None,
+    out_: Annotated[Path, typer.Option("--out", help="Run folder.")] = ...,  # type: ignore[assignment]
+    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder where it exists.")] = False,
+    mixed_precision: Annotated[bool, typer.Option("--mixed-precision", help="Compute in bfloat16.")] = False,
+) -> None:
+    """Train a model; keep the weights with the best validation NDCG@10."""
+    from tfrec.training import Config, parse_settings
+    from tfrec.training import train as train_run
+
+    if resume and (epochs or settings or mixed_precision):
+        raise typer.BadParameter("--resume goes on with the config of the run; leave out --epochs, --set and --mixed-precision.")
+    if data is None and not resume:
+        raise typer.BadParameter("Pass a prepared folder, or --resume.")
+    values = parse_settings(settings or [])
+    values |= {"epochs": epochs} if epochs is not None else {}
+    values |= {"mixed_precision": True} if mixed_precision else {}
+    run = train_run(Config.from_dict({"data": data or ""} | values), out_, resume=resume, overwrite=overwrite)
+    best = run.metrics
+    out.print(f"Wrote {out_}: best epoch {best['best_epoch']} of {best['epochs']}, validation NDCG@10 "
+              f"{best['validation']['ndcg@10']:.4f}, HR@10 {best['validation']['hr@10']:.4f}, {best['seconds']:.0f} s.")  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder; or prepared folder, with --baselines-only.")],
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Popularity and bigram on a prepared folder.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")] = None,
+) -> None:
+    """Rank the whole catalogue for every user; print the model beside popularity and bigram."""
+    from tfrec.evaluation import evaluate as evaluate_data
+    from tfrec.prepared import PreparedData
+
+    if baselines_only:
+        result = evaluate_data(PreparedData.open(run), split)
+    else:
+        from tfrec.training import Run
+
+        trained = Run.open(run)
+        result = evaluate_data(trained.data(), split, trained.model)
+    if json_file == Path("-"):
+        print(json.dumps(result, indent=2))
+        return
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    print_metrics(result)
+
+
+def print_metrics(result: dict[str, Any]) -> None:
+    """The table of `tfrec evaluate`."""
+    rows = [name for name in ("model", "bigram", "popularity") if name in result]
+    table = Table(title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items removed", title_justify="left")
+    table.add_column("")
+    for metric in result[rows[0]]:
+        table.add_column(metric.upper(), justify="right")
+    for name in rows:
+        table.add_row(name, *(f"{value:.4f}" for value in result[name].values()), style="bold" if name == "model" else "")
+    out.print(table)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out_: Annotated[Path, typer.Option("--out", help="Export folder; the next version goes into it.")],
+    index: Annotated[str, typer.Option(help=INDEX_HELP)] = "scann",
+    k: Annotated[int, typer.Option("-k", help="How many items `serving_default` recommends.")] = 10,
+) -> None:
+    """Write one SavedModel: ids in, ids and scores out, the index inside."""
+    from tfrec.export import MANIFEST
+    from tfrec.export import export as export_run
+
+    version = export_run(run, out_, index=index, k=k)
+    manifest = json.loads((version / MANIFEST).read_text(encoding="utf-8"))
+    needs = ", ".join(manifest["custom_ops"]) or "none beyond stock TensorFlow"
+    out.print(f"Wrote {version}: {len(manifest['signatures'])} signatures, {index} index over {manifest['num_items']:,} items, "
+              f"recall@10 {manifest['index']['recall@10']:.4f}, ops needed: {needs}.")  # fmt: skip
+
+
+@app.command()
+def serve(
+    export: Annotated[Path, typer.Argument(help="Export folder; its newest version is served.")],
+    port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8500,
+    rest_port: Annotated[int | None, typer.Option(help="Port of REST; left out by default.")] = None,
+    model_name: Annotated[str, typer.Option(help="How requests call the model.")] = "default",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve an export as TensorFlow Serving does: gRPC and REST."""
+    from tfrec_serving.server import serve as serve_models
+
+    serve_models(export, port, rest_port, model_name, host)
+
+
+@app.command()
+def recommend(
+    source: Annotated[str, typer.Argument(help="`host:port` of a model server, or an export folder.")],
+    history: Annotated[str, typer.Option(help="Item ids, oldest first, with commas (CSV quotes around an id that has one).")],
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    exclude: Annotated[str, typer.Option(help="Item ids not to recommend.")] = "",
+    titles: Annotated[Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")] = None,
+    model_name: Annotated[str, typer.Option(help="How the server calls the model.")] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend items after a history."""
+    from tfrec_serving import Client
+    from tfrec_serving.server import Server
+
+    ids, excluded = (next(csv.reader([text], skipinitialspace=True), []) for text in (history, exclude))
+    folder = Path(source)
+    if folder.is_dir():
+        with Server(folder, 0, model_name=model_name) as server, Client(f"127.0.0.1:{server.port}", model_name) as client:
+            answer = client.recommend(ids, k, excluded)
+    elif ":" in source:
+        with Client(source, model_name) as client:
+            answer = client.recommend(ids, k, excluded)
+    else:
+        raise ValueError(f"`{source}` is neither host:port nor an export folder.")
+    if as_json:
+        print(json.dumps([item._asdict() for item in answer], ensure_ascii=False))
+        return
+    names = find_titles(titles or (folder if folder.is_dir() else None))
+    if names:
+        out.print("After: " + "; ".join(names.get(i, i) for i in ids[-5:]), highlight=False)
+    print_recommendations(answer, names)
+
+
+def find_titles(folder: Path | None) -> dict[str, str]:
+    """Titles by item id, from the `items.parquet` of an export, a run or a prepared folder; empty where there are none."""
+    import pyarrow.parquet
+
+    from tfrec.prepared import ITEMS
+
+    places = [] if folder is None else [folder / ITEMS, *sorted(folder.glob(f"*/assets.extra/{ITEMS}")), folder / "assets.extra" / ITEMS]
+    for place in places[::-1]:
+        if place.is_file():
+            columns = pyarrow.parquet.read_table(place).to_pydict()
+            return {i: t for i, t in zip(columns["item_id"], columns.get("title", []), strict=False) if t}
+    return {}
+
+
+def print_recommendations(answer: list, names: dict[str, str]) -> None:
+    """A table of recommendations, with titles when known."""
+    table = Table()
+    for column in ["", "item_id", *(["title"] if names else [])]:
+        table.add_column(column)
+    table.add_column("score", justify="right")
+    for rank, (item_id, score) in enumerate(answer, 1):
+        table.add_row(str(rank), item_id, *([names.get(item_id, "")] if names else []), f"{score:.4f}")
+    out.print(table)
+
+
+@app.command()
+def lite(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out_: Annotated[Path, typer.Option("--out", help="File to write, such as model.tflite.")],
+    k: Annotated[int, typer.Option("-k", help="How many items it recommends.")] = 10,
+) -> None:
+    """Convert to LiteRT for phones and edge devices, and compare with Keras."""
+    from tfrec.lite import to_litert
+
+    print_lite(to_litert(run, out_, k=k))
+
+
+def print_lite(report) -> None:
+    """What `tfrec lite` says."""
+    out.print(f"Wrote {report.path}: {report.size_bytes / 1e6:.2f} MB, vocabulary.json beside it. Against Keras, over "
+              f"{report.num_histories} histories: largest score difference {report.max_difference:.1e}, same items for "
+              f"{report.same_items:.0%}.")  # fmt: skip
+
+
+@app.command()
+def demo(
+    out_: Annotated[Path, typer.Option("--out", help="Folder for everything it writes.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(help="Train at most this many.")] = None,
+) -> None:
+    """Walk the whole path on MovieLens 100K: data, training, evaluation, export, gRPC query, LiteRT."""
+    from tfrec.demo import run_demo
+
+    run_demo(out_, epochs)
+
+
+def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    table = Table(show_header=False)
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {v:,}" for key, v in value.items())
+        elif isinstance(value, list):
+            value = " to ".join(value)
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        table.add_row(name, "not known" if value is None else str(value))
+    out.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Full-catalogue ranking metrics.
+
+The whole catalogue is ranked, no sampled negatives; every item of the user's history is removed from the ranking; all
+users with at least three events count. An item that ties with others has the mean of the metric over the ranks it could
+take. A target that stands in its own history was removed with it and counts as a miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tfrec.baselines import Bigram, Popularity
+from tfrec.prepared import PreparedData
+from tfrec.progress import track
+from tfrec.sequences import BucketedBatches
+from tfrec.splits import LeaveLastOut
+from tfrec.two_tower import TwoTower
+from tfrec.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
+
+CUTOFFS = (5, 10, 20)
+CHUNK_BYTES = 64 << 20
+"""About how much one chunk of scores takes: what bounds the memory of an evaluation, whatever the catalogue."""
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+"""`scorer(rows) -> scores`: int64 `(b,)`, rows among the evaluated users, to float `(b, num_items)`, a new array."""
+
+
+def gains(num_items: int) -> dict[str, np.ndarray]:
+    """What each rank earns in each metric: float64 arrays, shape `(num_items,)`, rank 1 first.
+
+    `hr@k`: 1 up to rank k. `ndcg@k`: `1 / log2(rank + 1)` up to rank k (one target, so the ideal is 1). `mrr`: `1 / rank`.
+    """
+    rank = np.arange(1, num_items + 1)
+    return (
+        {f"hr@{k}": (rank <= k).astype(float) for k in CUTOFFS}
+        | {f"ndcg@{k}": np.where(rank <= k, 1 / np.log2(rank + 1), 0) for k in CUTOFFS}
+        | {"mrr": 1 / rank}
+    )
+
+
+def ranking_metrics(num_above: np.ndarray, num_tied: np.ndarray, num_items: int) -> dict[str, float]:
+    """Mean metrics of targets that `num_above` items beat and that share their score with `num_tied`, themselves included.
+
+    >>> alone = ranking_metrics(np.array([1]), np.array([1]), num_items=100)
+    >>> alone["hr@5"], round(alone["ndcg@5"], 4), alone["mrr"]
+    (1.0, 0.6309, 0.5)
+    >>> ranking_metrics(np.array([4]), np.array([2]), num_items=100)["hr@5"]  # rank 5 or 6
+    0.5
+
+    Args:
+        num_above, num_tied: int arrays, shape `(num_users,)`; `num_tied` 0 marks a target out of the ranking (a miss).
+    """
+    result = {}
+    for name, gain in gains(num_items).items():
+        total = np.concatenate([[0], np.cumsum(gain)])
+        earned = total[num_above + num_tied] - total[num_above]
+        result[name] = float(np.mean(earned / np.maximum(num_tied, 1))) if len(num_above) else float("nan")
+    return result
+
+
+def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str) -> dict[str, float]:
+    """Rank every target of `part` (`"validation"` or `"test"`) among all items that its user has not seen."""
+    data = split.data
+    (starts, ends), targets = split.histories(part), split.targets(part) - FIRST_ITEM_INDEX
+    num_above, num_tied = np.zeros((2, len(targets)), np.int64)
+    chunk = max(1, CHUNK_BYTES // (4 * data.num_items))
+    for first in track(range(0, len(targets), chunk), f"Ranking {part}"):
+        rows = np.arange(first, min(first + chunk, len(targets)))
+        scores = scorer(rows)
+        seen = np.concatenate([data.item_index[starts[r] : ends[r]] for r in rows]) - FIRST_ITEM_INDEX
+        scores[np.repeat(rows - first, ends[rows] - starts[rows]), seen] = -np.inf
+        own = scores[rows - first, targets[rows]][:, None]
+        num_above[rows] = (scores > own).sum(axis=1)
+        num_tied[rows] = np.where(np.isneginf(own[:, 0]), 0, (scores == own).sum(axis=1))
+    return ranking_metrics(num_above, num_tied, data.num_items)
+
+
+def embed(model: TwoTower, item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray,
+          batch_positions: int = 8192) -> np.ndarray:  # fmt: skip
+    """The queries after events `starts[i] : ends[i]`: float32 `(len(starts), width)`; zeros after no event."""
+    batches = BucketedBatches(item_index, starts, ends, max_length=model.sequence_tower.max_length,
+                              batch_positions=batch_positions, has_targets=False)  # fmt: skip
+    queries = np.zeros((len(starts), model.item_tower.width), np.float32)
+    for members, inputs, _ in batches.with_members():
+        queries[members] = model.predict_on_batch(inputs)[: len(members)]
+    return queries
+
+
+def embed_histories(model: TwoTower, split: LeaveLastOut, part: str) -> np.ndarray:
+    """The queries of all evaluated users: float32 `(num evaluated users, width)`."""
+    return embed(model, split.data.item_index, *split.histories(part))
+
+
+def recommend(model: TwoTower, histories: Sequence[np.ndarray], k: int, item_counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best unseen items after each history, by the rules of the serving contract, in plain NumPy.
+
+    Args:
+        model: a trained model.
+        histories: int arrays of item indexes, oldest first; padding and unknown ones are dropped.
+        k: int; at most the size of the catalogue comes back.
+        item_counts: ints `(num_items,)`: a history with nothing known gets the most frequent items.
+    Returns:
+        `(items, scores)`: int32 item indexes, padded with `PAD_INDEX`, and float32, padded with `-inf`; best first.
+    """
+    known = [np.asarray(h)[np.asarray(h) >= FIRST_ITEM_INDEX] for h in histories]
+    ends = np.cumsum([len(h) for h in known])
+    flat = np.concatenate(known).astype(np.int32)
+    scores = embed(model, flat, ends - [len(h) for h in known], ends) @ np.asarray(model.item_tower.catalogue()).T
+    counts = np.asarray(item_counts, np.float64)
+    for row, history in enumerate(known):
+        if not len(history):
+            scores[row] = counts / max(counts.sum(), 1)
+        scores[row, history - FIRST_ITEM_INDEX] = -np.inf
+    items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    scores = np.take_along_axis(scores, items, axis=1)
+    return np.where(scores > -np.inf, items + FIRST_ITEM_INDEX, PAD_INDEX).astype(np.int32), scores
+
+
+def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:
+    """Dot products of the users' queries with the catalogue."""
+    queries, items = embed_histories(model, split, part), np.asarray(model.item_tower.catalogue()).T
+    return lambda rows: queries[rows] @ items
+
+
+def evaluate_model(model: TwoTower, split: LeaveLastOut, part: str) -> dict[str, float]:
+    """`hr@k`, `ndcg@k` and `mrr` of a model on `"validation"` or `"test"`."""
+    return rank_targets(model_scorer(model, split, part), split, part)
+
+
+def evaluate_baselines(split: LeaveLastOut, part: str) -> dict[str, dict[str, float]]:
+    """The same of popularity and the bigram table, learned from the training part."""
+    item_index, offsets = split.train_part()
+    popularity = Popularity(item_index, split.data.num_items)
+    bigram = Bigram(item_index, offsets, popularity)
+    last = split.data.item_index[split.histories(part)[1] - 1]
+    return {
+        "popularity": rank_targets(lambda rows: popularity.scores(len(rows)), split, part),
+        "bigram": rank_targets(lambda rows: bigram.scores(last[rows]), split, part),
+    }
+
+
+def evaluate(data: PreparedData, part: str = "test", model: TwoTower | None = None) -> dict:
+    """Everything that `tfrec evaluate` reports.
+
+    Args:
+        data: prepared data; its leave-last-out split is evaluated.
+        part: `"test"` or `"validation"`.
+        model: a trained model, or None for the baselines alone.
+    Returns:
+        `{"model": metrics, "popularity": metrics, "bigram": metrics, "num_users": int, ...}`, where metrics are
+        `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`.
+    Raises:
+        ValueError: no user has the three events that it takes.
+    """
+    split = LeaveLastOut(data)
+    if not len(split.users):
+        raise ValueError("No user has 3 events (one of history, a validation and a test target): nothing to evaluate.")
+    result = {} if model is None else {"model": evaluate_model(model, split, part)}
+    return result | evaluate_baselines(split, part) | {
+        "split": part, "num_users": len(split.users), "num_short_users": split.num_short}  # fmt: skip

@@ -1,0 +1,272 @@
+"""One SavedModel: raw item ids in, item ids and scores out, the index inside.
+
+    EXPORT/<version>/saved_model.pb, variables/     what TensorFlow Serving loads
+    EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, where it came from
+    EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import tfrec
+from tfrec.evaluation import embed_histories
+from tfrec.index import ExactIndex, build_index, recall
+from tfrec.prepared import ITEMS, PreparedData
+from tfrec.sequences import prepare_history
+from tfrec.splits import LeaveLastOut
+from tfrec.towers import newest
+from tfrec.training import Run
+from tfrec.two_tower import TwoTower
+from tfrec.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
+
+MANIFEST = "tfrec_manifest.json"
+RECALL_QUERIES = 1000
+WARMUP_REQUESTS = 4
+
+
+def _ids(*shape, name: str) -> tf.TensorSpec:
+    return tf.TensorSpec(shape, tf.string, name)
+
+
+HISTORY = _ids(None, None, name="history")
+EXCLUDE = _ids(None, None, name="exclude")
+K = tf.TensorSpec((None,), tf.int32, "k")
+
+
+class ServingModel(tf.Module):
+    """The served model: vocabulary, towers, index and the rules of the contract, as six signatures.
+
+    Ids that the vocabulary lacks are dropped before attention. What the history or `exclude` holds is not recommended. A
+    history with nothing known gets the popular items, scored by their share of the events. Rows shorter than the answer is
+    wide are filled with `""` and `-inf`.
+
+    Args:
+        model: the trained towers.
+        vocabulary: the catalogue.
+        item_counts: ints `(num_items,)`: how often each item occurs: what "popular" means.
+        index: over `model.item_tower.catalogue()`.
+        k: how many `serving_default` recommends.
+    """
+
+    def __init__(self, model: TwoTower, vocabulary: Vocabulary, item_counts: Sequence[int], index: ExactIndex, k: int = 10):
+        super().__init__(name="tfrec")
+        self._model = model
+        self._variables = [v.value for v in model.variables]  # what a tf.Module can track of Keras 3
+        self.index = index
+        self.k = k
+        self._item_ids = tf.Variable(vocabulary.item_ids, dtype=tf.string, trainable=False, name="item_ids")
+        keys = tf.constant(["", *vocabulary.item_ids])
+        values = tf.constant([PAD_INDEX, *range(FIRST_ITEM_INDEX, FIRST_ITEM_INDEX + len(vocabulary))], tf.int32)
+        self._item_index = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), OOV_INDEX)
+        counts = np.asarray(item_counts, np.float64)
+        popular = np.argsort(-counts, kind="stable")
+        share = (counts / max(counts.sum(), 1)).astype(np.float32)
+        self._share = tf.Variable(share, trainable=False, name="share")
+        self._popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
+        norm = np.linalg.norm(index.vectors.numpy(), axis=1)
+        self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm", dtype=tf.float32)
+
+    @property
+    def signatures(self) -> dict[str, Any]:
+        """The functions to save, by signature name."""
+        return {
+            "serving_default": self.serving_default,
+            "recommend": self.recommend,
+            "similar_items": self.similar_items,
+            "score": self.score,
+            "embed_history": self.embed_history,
+            "embed_items": self.embed_items,
+        }
+
+    @tf.function(input_signature=[HISTORY])
+    def serving_default(self, history):
+        exclude = tf.zeros((tf.shape(history)[0], 0), tf.string)
+        return self._recommend(history, exclude, tf.fill((tf.shape(history)[0],), self.k), self.k)
+
+    @tf.function(input_signature=[HISTORY, EXCLUDE, K])
+    def recommend(self, history, exclude, k):
+        return self._recommend(history, exclude, k, tf.reduce_max(tf.concat([k, [0]], 0)))
+
+    @tf.function(input_signature=[_ids(None, name="item_ids"), K])
+    def similar_items(self, item_ids, k):
+        """The items with the highest cosine to each; always exact. An unknown item has none."""
+        item = self._item_index.lookup(item_ids) - FIRST_ITEM_INDEX  # B
+        is_known = item >= 0
+        own = tf.maximum(item, 0)
+        vectors = tf.gather(self.index.vectors, own) * tf.expand_dims(tf.gather(self._inverse_norm, own), 1)
+        scores = tf.linalg.matmul(vectors, self.index.vectors, transpose_b=True) * self._inverse_norm  # B N
+        is_self = tf.equal(tf.range(self.index.num_items)[tf.newaxis], tf.expand_dims(own, 1))
+        scores = tf.where(tf.logical_or(is_self, tf.expand_dims(~is_known, 1)), -np.inf, scores)
+        width = tf.minimum(tf.reduce_max(tf.concat([k, [0]], 0)), self.index.num_items)
+        scores, items = tf.math.top_k(scores, width)
+        return self._answer(scores, items, k)
+
+    @tf.function(input_signature=[HISTORY, _ids(None, None, name="candidates")])
+    def score(self, history, candidates):
+        query, is_cold = self._query(self._item_index.lookup(history))
+        item = self._item_index.lookup(candidates) - FIRST_ITEM_INDEX  # B C
+        own = tf.maximum(item, 0)
+        dots = tf.einsum("bd,bcd->bc", query, tf.gather(self.index.vectors, own))
+        scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share, own), dots)
+        return {"scores": tf.where(item >= 0, scores, -np.inf)}
+
+    @tf.function(input_signature=[HISTORY])
+    def embed_history(self, history):
+        return {"embedding": self._query(self._item_index.lookup(history))[0]}
+
+    @tf.function(input_signature=[_ids(None, name="item_ids")])
+    def embed_items(self, item_ids):
+        item = self._item_index.lookup(item_ids) - FIRST_ITEM_INDEX
+        vectors = tf.gather(self.index.vectors, tf.maximum(item, 0))
+        return {"embedding": tf.where(tf.expand_dims(item >= 0, 1), vectors, 0.0)}
+
+    def _query(self, item_index):
+        """`(query, is_cold)`: float32 `(B, D)`, and bool `(B,)`: True where nothing of the history is known."""
+        history, is_real = prepare_history(item_index, self._model.sequence_tower.max_length)
+        positions = self._model({"history": history, "is_real": is_real}, training=False)
+        return tf.cast(newest(positions, is_real), tf.float32), ~tf.reduce_any(is_real, axis=1)
+
+    def _recommend(self, history, exclude, k, width):
+        """Rank enough items that `width` are left after the history and `exclude` are taken out."""
+        history = self._item_index.lookup(history)
+        query, is_cold = self._query(history)
+        excluded = tf.concat([history, self._item_index.lookup(exclude)], axis=1) - FIRST_ITEM_INDEX  # B X, below 0: not an item
+        num_excluded = tf.reduce_max(tf.reduce_sum(tf.cast(excluded >= 0, tf.int32), axis=1))
+        width = tf.minimum(width, self.index.num_items)
+        needed = tf.minimum(width + tf.maximum(num_excluded, 0), self.index.num_items)
+        scores, items = self.index.query(query, needed)  # B needed
+        popular = self._popular[:needed]
+        items = tf.where(tf.expand_dims(is_cold, 1), popular, items)
+        scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share, popular), scores)
+        # a sorted row is searched in O(log X) for each item, without a (needed, X) table
+        excluded = tf.concat([tf.sort(excluded, axis=1), tf.fill((tf.shape(excluded)[0], 1), tf.int32.max)], axis=1)
+        is_excluded = tf.equal(tf.gather(excluded, tf.searchsorted(excluded, items), batch_dims=1), items)
+        scores, kept = tf.math.top_k(tf.where(is_excluded, -np.inf, scores), width)
+        return self._answer(scores, tf.gather(items, kept, batch_dims=1), k)
+
+    def _answer(self, scores, items, k):
+        """Ids and scores, best first; beyond row `b`'s own `k[b]`, and where nothing is left, `""` and `-inf`."""
+        is_given = tf.expand_dims(tf.range(tf.shape(scores)[1]), 0) < tf.expand_dims(k, 1)
+        is_given = tf.logical_and(is_given, scores > -np.inf)
+        return {
+            "item_ids": tf.where(is_given, tf.gather(self._item_ids, items), ""),
+            "scores": tf.where(is_given, scores, -np.inf),
+        }
+
+
+def build_serving_model(run: Run, index: str = "scann", k: int = 10) -> ServingModel:
+    """The served model of a run, in memory."""
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1. Received: {k}.")
+    vectors = np.asarray(run.model.item_tower.catalogue())
+    return ServingModel(run.model, run.vocabulary, run.items["num_events"], build_index(index, vectors), k)
+
+
+def export(run: Run | str | os.PathLike, out: str | os.PathLike, *, index: str = "scann", k: int = 10) -> Path:
+    """Write the next version folder of an export.
+
+    Args:
+        run: a run or its folder.
+        out: the export folder: the `model_base_path` of a model server.
+        index: `"exact"` or `"scann"`.
+        k: how many `serving_default` recommends.
+    Returns:
+        The version folder. It is written aside and renamed: a server that watches `out` never sees half of one.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    data = run.data()
+    serving = build_serving_model(run, index, k)
+    split = LeaveLastOut(data)
+    queries = embed_histories(run.model, split, "test")[:RECALL_QUERIES]
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / f".{os.getpid()}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        options = tf.saved_model.SaveOptions(namespace_whitelist=list(serving.index.custom_ops))
+        signatures = serving.signatures
+        tf.saved_model.save(serving, aside, signatures=signatures, options=options)
+        (aside / "assets.extra").mkdir()
+        shutil.copy(run.folder / ITEMS, aside / "assets.extra" / ITEMS)
+        _write_warmup(aside / "assets.extra" / "tf_serving_warmup_requests", data, run.config.max_length, k)
+        manifest = {
+            "tfrec_version": tfrec.__version__,
+            "tensorflow_version": tf.__version__,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "signatures": {name: describe_signature(function) for name, function in signatures.items()},
+            "custom_ops": list(serving.index.custom_ops),
+            "index": {"kind": index, "is_exact": serving.index.is_exact, "settings": serving.index.settings,
+                      "recall@10": recall(serving.index, queries), "recall_queries": len(queries)},
+            "num_items": len(run.vocabulary),
+            "max_length": run.config.max_length,
+            "run": str(run.folder.resolve()),
+            "data": run.config.data,
+            "config": run.config.to_dict(),
+            "metrics": run.metrics,
+        }  # fmt: skip
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
+        return aside.rename(out / str(version))
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def describe_signature(function) -> dict[str, dict[str, list]]:
+    """`{"inputs": {name: [dtype, shape]}, "outputs": ...}` of a signature."""
+    concrete = function.get_concrete_function()
+    describe = lambda specs: {name: [spec.dtype.name, spec.shape.as_list()] for name, spec in sorted(specs.items())}  # noqa: E731
+    inputs = {spec.name: spec for spec in concrete.structured_input_signature[0] if isinstance(spec, tf.TensorSpec)}
+    return {"inputs": describe(inputs), "outputs": describe(concrete.structured_outputs)}
+
+
+def latest_version(folder: str | os.PathLike) -> Path:
+    """The newest version folder of an export, or `folder` itself where it is one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    folder = Path(folder)
+    if (folder / "saved_model.pb").is_file():
+        return folder
+    versions = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    if not versions:
+        raise ValueError(f"`{folder}` is not an export: it has no version folder. Make one with `tfrec export RUN --out {folder}`.")
+    return max(versions, key=lambda p: int(p.name))
+
+
+def _write_warmup(path: Path, data: PreparedData, max_length: int, k: int) -> None:
+    """Requests that TF Serving replays when it loads the model: each signature, with histories as long as real ones."""
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+    lengths = np.linspace(1, max(1, np.minimum(data.lengths, max_length).max()), WARMUP_REQUESTS).astype(int)
+    ids = np.array(data.vocabulary.item_ids, dtype=object)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for length in lengths:
+            history = [[str(i) for i in np.resize(ids, length)]]
+            item = [str(ids[0])]
+            for signature, inputs in {
+                "serving_default": {"history": history},
+                "recommend": {"history": history, "exclude": [item], "k": [k]},
+                "similar_items": {"item_ids": item, "k": [k]},
+                "score": {"history": history, "candidates": [item]},
+                "embed_history": {"history": history},
+                "embed_items": {"item_ids": item},
+            }.items():
+                request = predict_pb2.PredictRequest(
+                    model_spec=model_pb2.ModelSpec(name="default", signature_name=signature),
+                    inputs={name: tf.make_tensor_proto(value, tf.int32 if name == "k" else tf.string)
+                            for name, value in inputs.items()},
+                )  # fmt: skip
+                log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+                writer.write(log.SerializeToString())

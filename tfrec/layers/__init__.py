@@ -1,0 +1,7 @@
+"""Keras layers of the towers; `keras.ops` only, so they run on any Keras backend."""
+
+from tfrec.layers.attention import CausalSelfAttention
+from tfrec.layers.blocks import TransformerBlock
+from tfrec.layers.positions import PositionFromNewest
+
+__all__ = ["CausalSelfAttention", "PositionFromNewest", "TransformerBlock"]

@@ -1,0 +1,132 @@
+"""LiteRT: the same model in one `.tflite` file, for phones and edge devices.
+
+    history  int32 [1, max_length]   item indexes, oldest first; 0 (padding) may stand anywhere
+    items    int32 [1, k]            item indexes of the recommendations, best first; 0 beyond the catalogue
+    scores   float32 [1, k]
+
+Only built-in ops, no Flex delegate. Strings need Flex, so ids stay outside: `vocabulary.json` lies beside the file.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfrec.evaluation import recommend
+from tfrec.index import ExactIndex
+from tfrec.sequences import prepare_history
+from tfrec.splits import LeaveLastOut
+from tfrec.towers import newest
+from tfrec.training import Run
+from tfrec.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
+
+PARITY_HISTORIES = 100
+
+
+@dataclass(frozen=True)
+class LiteReport:
+    """What came out.
+
+    Attributes:
+        path: the `.tflite` file.
+        size_bytes: its size.
+        max_difference: the largest difference of a score against Keras, over real histories.
+        same_items: share of those histories for which the same items come back in the same order.
+        num_histories: how many were compared.
+    """
+
+    path: Path
+    size_bytes: int
+    max_difference: float
+    same_items: float
+    num_histories: int
+
+
+class EdgeModel(tf.Module):
+    """History in, recommendations out, by item index. A tf.Module, so that the converter finds the Keras 3 weights."""
+
+    def __init__(self, run: Run, k: int) -> None:
+        super().__init__(name="tfrec_edge")
+        self._model = run.model
+        self._variables = [v.value for v in run.model.variables]
+        self._index = ExactIndex(np.asarray(run.model.item_tower.catalogue()))
+        self._max_length = run.config.max_length
+        self._k = min(k, self._index.num_items)
+        counts = np.asarray(run.items["num_events"], np.float32)
+        self._share = tf.constant(counts / max(counts.sum(), 1))
+
+    @property
+    def function(self):
+        """The concrete function to convert."""
+        return tf.function(self._recommend, input_signature=[tf.TensorSpec((1, self._max_length), tf.int32, "history")]) \
+            .get_concrete_function()  # fmt: skip
+
+    def _recommend(self, history):
+        prepared, is_real = prepare_history(history, self._max_length)
+        query = newest(self._model({"history": prepared, "is_real": is_real}, training=False), is_real)
+        scores = tf.linalg.matmul(tf.cast(query, tf.float32), self._index.vectors, transpose_b=True)  # 1 N
+        scores = tf.where(tf.reduce_any(is_real), scores, self._share)
+        # enough that k are left when the history is taken out
+        scores, items = tf.math.top_k(scores, min(self._k + self._max_length, self._index.num_items))
+        is_seen = tf.equal(tf.expand_dims(items + FIRST_ITEM_INDEX, 2), tf.expand_dims(prepared, 1))
+        scores, kept = tf.math.top_k(tf.where(tf.reduce_any(is_seen, axis=2), -np.inf, scores), self._k)
+        items = tf.gather(items, kept, batch_dims=1)
+        return {"items": tf.where(scores > -np.inf, items + FIRST_ITEM_INDEX, PAD_INDEX), "scores": scores}
+
+
+def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 10) -> LiteReport:
+    """Convert a run to a `.tflite` file with `vocabulary.json` beside it, and compare it with Keras.
+
+    Args:
+        run: a run or its folder.
+        out: the file to write.
+        k: how many items it recommends.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    out = Path(out)
+    data = run.data()  # before the work, so that a moved folder fails first
+    edge = EdgeModel(run, k)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the converter announces its own move to another package
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([edge.function], edge)
+        content = converter.convert()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.partial")
+    aside.write_bytes(content)
+    aside.replace(out)
+    run.vocabulary.save(out.parent)
+
+    split = LeaveLastOut(data)
+    starts, ends = (array[:PARITY_HISTORIES] for array in split.histories("test"))
+    histories = [data.item_index[a:b][-run.config.max_length :] for a, b in zip(starts, ends, strict=True)]
+    items, scores = recommend(run.model, histories, k, run.items["num_events"])
+    interpreter = load(out)
+    found = [run_edge(interpreter, history) for history in histories]
+    differences = [np.abs(s[s > -np.inf] - scores[i][s > -np.inf]).max() for i, (_, s) in enumerate(found)]
+    same = [np.array_equal(a, items[i]) for i, (a, _) in enumerate(found)]
+    return LiteReport(out, len(content), float(max(differences)), float(np.mean(same)), len(histories))
+
+
+def load(path: str | os.PathLike):
+    """A LiteRT interpreter with its tensors allocated."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def run_edge(interpreter, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Run one history of item indexes, of any length: `(items, scores)`, int32 and float32 `(k,)`."""
+    runner = interpreter.get_signature_runner()
+    length = runner.get_input_details()["history"]["shape"][1]
+    row = np.full((1, length), PAD_INDEX, np.int32)
+    newest_items = history[-length:]
+    row[0, length - len(newest_items) :] = newest_items
+    answer = runner(history=row)
+    return answer["items"][0], answer["scores"][0]

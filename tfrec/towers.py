@@ -1,0 +1,142 @@
+"""The two towers: one reads a history, the other embeds the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from tfrec.layers.blocks import TransformerBlock
+from tfrec.layers.positions import PositionFromNewest, steps_from_newest
+from tfrec.vocabulary import FIRST_ITEM_INDEX
+
+
+def newest(x, is_real):
+    """The vector at the newest real position of each row; zeros for a row without one.
+
+    Args:
+        x: float tensor, shape `(batch, length, width)`.
+        is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
+    Returns:
+        Float tensor, shape `(batch, width)`.
+    """
+    is_newest = ops.logical_and(is_real, ops.equal(steps_from_newest(is_real), 0))
+    return ops.sum(ops.where(ops.expand_dims(is_newest, -1), x, 0), axis=1)
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class ItemTower(keras.layers.Layer):
+    """Embeds items: an id table, shared by the histories that are read and the catalogue that is ranked.
+
+    Source: the shared item matrix of Kang & McAuley 2018, section III-C; the optional MLP is the usual two-tower
+    candidate network (Yi et al. 2019).
+
+    Args:
+        num_items: int > 0: size of the catalogue, without padding and unknown.
+        width: int > 0: width of the id table.
+        mlp_dims: ints: hidden widths of an MLP (GELU) on top of the table, added to what it reads; none by default.
+    Call arguments:
+        item_index: int tensor, any shape: `PAD_INDEX`, `OOV_INDEX` or `FIRST_ITEM_INDEX + i`.
+    Returns:
+        Float tensor, shape `(*item_index.shape, width)`.
+    """
+
+    def __init__(self, num_items: int, width: int, mlp_dims: Sequence[int] = (), **kwargs):
+        super().__init__(**kwargs)
+        if num_items < 1:
+            raise ValueError(f"`num_items` must be at least 1. Received: num_items={num_items}.")
+        self.num_items = num_items
+        self.width = width
+        self.mlp_dims = list(mlp_dims)
+        own = {"dtype": self.dtype_policy}
+        self.mlp = [keras.layers.Dense(d, activation="gelu", **own) for d in self.mlp_dims]
+        if self.mlp:
+            self.mlp.append(keras.layers.Dense(width, **own))
+
+    def build(self, input_shape=None):
+        self.table = self.add_weight(
+            shape=(self.num_items + FIRST_ITEM_INDEX, self.width),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            name="table",
+        )
+        dim = self.width
+        for layer in self.mlp:
+            layer.build((None, dim))
+            dim = layer.units
+
+    def _refine(self, x):
+        h = x
+        for layer in self.mlp:
+            h = layer(h)
+        return x + h if self.mlp else x
+
+    def call(self, item_index):
+        return self._refine(ops.take(ops.cast(self.table, self.compute_dtype), item_index, axis=0))
+
+    def catalogue(self):
+        """Every item's vector: float32 tensor, shape `(num_items, width)`; row `i` has item index `i + FIRST_ITEM_INDEX`."""
+        return ops.cast(self._refine(ops.convert_to_tensor(self.table)[FIRST_ITEM_INDEX:]), "float32")
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, self.width)
+
+    def get_config(self):
+        own = {"num_items": self.num_items, "width": self.width, "mlp_dims": self.mlp_dims}
+        return super().get_config() | own
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class SequenceTower(keras.layers.Layer):
+    """Reads a history of item vectors with causal self-attention; each position becomes a query for the item after it.
+
+    Source: SASRec, Kang & McAuley 2018. Differs from the source: pre-LN blocks, positions counted from the newest item.
+
+    Args:
+        max_length: int > 0: how much of a history is read (its newest items).
+        num_blocks: int >= 0.
+        num_heads: int > 0; must divide the width of the item vectors.
+        hidden_dim: int > 0: width of the feed-forward layers; four times the width of the item vectors by default.
+        dropout_rate: float in [0, 1).
+    Call arguments:
+        x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
+        is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
+    Returns:
+        Float tensor, shape of `x`: the query after each position; zeros at padding.
+    """
+
+    def __init__(self, max_length: int, num_blocks: int = 2, num_heads: int = 2, hidden_dim: int | None = None,
+                 dropout_rate: float = 0.2, **kwargs):  # fmt: skip
+        super().__init__(**kwargs)
+        self.max_length = max_length
+        self.num_blocks = num_blocks
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.dropout_rate = dropout_rate
+        own = {"dtype": self.dtype_policy}
+        self.positions = PositionFromNewest(max_length, **own)
+        self.dropout = keras.layers.Dropout(dropout_rate, **own)
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
+
+    def build(self, input_shape):
+        hidden_dim = self.hidden_dim or 4 * input_shape[-1]
+        self.blocks = [
+            TransformerBlock(self.num_heads, hidden_dim, self.dropout_rate, dtype=self.dtype_policy, name=f"block_{i}")
+            for i in range(self.num_blocks)
+        ]
+        for layer in (self.positions, *self.blocks, self.norm):
+            layer.build(input_shape)
+
+    def call(self, x, is_real, training=None):
+        x = self.dropout(self.positions(x, is_real), training=training)  # B L D
+        for block in self.blocks:
+            x = block(x, is_real, training=training)
+        return ops.where(ops.expand_dims(is_real, -1), self.norm(x), 0)
+
+    def compute_output_shape(self, input_shape, *_, **__):
+        return input_shape
+
+    def get_config(self):
+        own = {"max_length": self.max_length, "num_blocks": self.num_blocks, "num_heads": self.num_heads,
+               "hidden_dim": self.hidden_dim, "dropout_rate": self.dropout_rate}  # fmt: skip
+        return super().get_config() | own

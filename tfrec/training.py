@@ -1,0 +1,371 @@
+"""From a config to a run folder, and back to a model.
+
+    config.json        everything needed to rebuild
+    model.weights.h5   the weights of the epoch with the best validation NDCG@10
+    vocabulary.json    item ids in index order
+    items.parquet      what is known of each item
+    history.csv        a row for each epoch
+    metrics.json       the best epoch and its validation metrics
+    logs/              for TensorBoard
+    checkpoint.npz     everything that `--resume` needs, after the last finished epoch
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfrec.evaluation import evaluate_model
+from tfrec.losses import FullSoftmax
+from tfrec.prepared import ITEMS, PreparedData
+from tfrec.sequences import BucketedBatches
+from tfrec.splits import LeaveLastOut
+from tfrec.towers import ItemTower, SequenceTower
+from tfrec.two_tower import TwoTower
+from tfrec.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+
+CONFIG, WEIGHTS, CHECKPOINT = "config.json", "model.weights.h5", "checkpoint.npz"
+HISTORY, METRICS = "history.csv", "metrics.json"
+MONITOR = "val_ndcg@10"
+FULL_SOFTMAX_ITEMS = 50_000
+"""The largest catalogue that `loss="auto"` trains with the full softmax."""
+LOSSES = ("auto", "full_softmax", "tfrs_retrieval")
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. Each field can be set with `tfrec train --set name=value`.
+
+    Attributes:
+        data: the prepared folder.
+        max_length: how many of a history's newest items are read.
+        width: width of item vectors and of the sequence tower.
+        num_blocks, num_heads, hidden_dim, dropout_rate: of `SequenceTower`.
+        mlp_dims: of `ItemTower`.
+        loss: `full_softmax`, `tfrs_retrieval`, or `auto`: the first up to 50,000 items, the second above.
+        num_negatives: uniform negatives of a batch, for `tfrs_retrieval`.
+        temperature: logits are divided by it.
+        epochs: at most; the learning rate falls to zero over them along a cosine, after one epoch of warm-up.
+        patience: epochs without a better validation NDCG@10 after which training stops.
+        learning_rate: the highest.
+        weight_decay: of AdamW.
+        batch_positions: positions in a batch; None: 4096, fewer on small data (down to 1024), for about 150 steps an epoch.
+        seed: of everything that is drawn.
+        mixed_precision: compute in bfloat16, keep weights and logits in float32.
+        jit_compile: compile the training step with XLA.
+    """
+
+    data: str
+    max_length: int = 200
+    width: int = 64
+    num_blocks: int = 2
+    num_heads: int = 2
+    hidden_dim: int | None = None
+    dropout_rate: float = 0.2
+    mlp_dims: tuple[int, ...] = ()
+    loss: str = "auto"
+    num_negatives: int = 1024
+    temperature: float = 1.0
+    epochs: int = 40
+    patience: int = 10
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.004
+    batch_positions: int | None = None
+    seed: int = 0
+    mixed_precision: bool = False
+    jit_compile: bool = True
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """A config from plain values; an unknown name, or a value of the wrong kind, raises `ValueError`."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                hint = f" Did you mean `{near[0]}`?" if near else f" There are: {', '.join(fields)}."
+                raise ValueError(f"The config has no field `{name}`.{hint}")
+            kinds = {"int": int, "float": (int, float), "str": str, "bool": bool, "tuple[int, ...]": (list, tuple)}
+            kind, _, none = str(fields[name].type).partition(" | ")
+            fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
+            if not (fits or (none and value is None)):
+                raise ValueError(f"`{name}` must be {fields[name].type}. Received: {value!r}.")
+        config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        if config.loss not in LOSSES:
+            raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}. Received: {config.loss!r}.")
+        for name in ("max_length", "width", "num_heads", "epochs", "patience", "temperature", "learning_rate"):
+            if getattr(config, name) <= 0:
+                raise ValueError(f"`{name}` must be above 0. Received: {getattr(config, name)}.")
+        if config.width % config.num_heads:
+            raise ValueError(f"`num_heads` must divide `width`. Received: num_heads={config.num_heads}, width={config.width}.")  # fmt: skip
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`["width=128", "loss=auto"]` to values: JSON where it is JSON, text otherwise.
+
+    >>> parse_settings(["width=128", "loss=auto", "mixed_precision=true"])
+    {'width': 128, 'loss': 'auto', 'mixed_precision': True}
+    """
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes name=value. Received: {setting!r}.")
+        try:
+            values[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name.strip()] = text
+    return values
+
+
+def build_model(config: Config, num_items: int) -> TwoTower:
+    """The model that a config describes, built, with fresh weights."""
+    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16" if config.mixed_precision else "float32")
+    items = ItemTower(num_items, config.width, config.mlp_dims, dtype=policy, name="item_tower")
+    sequence = SequenceTower(
+        config.max_length, config.num_blocks, config.num_heads, config.hidden_dim, config.dropout_rate,
+        dtype=policy, name="sequence_tower",
+    )  # fmt: skip
+    model = TwoTower(items, sequence, name="two_tower")
+    model.build()
+    return model
+
+
+@dataclass
+class Run:
+    """A trained model with what it takes to use it. `Run.open` is the one function that rebuilds a model from a folder.
+
+    Attributes:
+        folder: the run folder.
+        config: how it was trained.
+        model: with the best weights.
+        vocabulary: its catalogue.
+        items: the columns of `items.parquet`: `item_id`, `num_events`, perhaps `title` and others.
+        metrics: what `metrics.json` holds.
+    """
+
+    folder: Path
+    config: Config
+    model: TwoTower
+    vocabulary: Vocabulary
+    items: dict[str, list]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Run:
+        """Rebuild the model of a run folder.
+
+        Raises:
+            ValueError: the folder is no run, or has no weights yet.
+        """
+        import pyarrow.parquet
+
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise ValueError(f"`{folder}` is not a run: it has no {CONFIG}. Make one with `tfrec train DATA --out {folder}`.")
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(f"`{folder}` has no weights yet: no epoch was finished. Go on with `tfrec train --resume`.")
+        config = Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        vocabulary = Vocabulary.load(folder)
+        model = build_model(config, len(vocabulary))
+        model.load_weights(folder / WEIGHTS)
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
+        return cls(folder, config, model, vocabulary, pyarrow.parquet.read_table(folder / ITEMS).to_pydict(), metrics)
+
+    def data(self) -> PreparedData:
+        """The prepared data it was trained on.
+
+        Raises:
+            ValueError: it is gone, or has another catalogue by now.
+        """
+        data = PreparedData.open(self.config.data)
+        if data.vocabulary.item_ids != self.vocabulary.item_ids:
+            raise ValueError(f"`{self.config.data}` has another catalogue than the one `{self.folder}` was trained on. "
+                             f"Train again, or evaluate on the data of the run.")  # fmt: skip
+        return data
+
+
+def _write_whole(path: Path, write) -> None:
+    """Call `write(aside)`, then rename: a reader sees the old file or the new one, never half of one."""
+    aside = path.with_name(f".{path.name}.partial{''.join(path.suffixes)}")
+    write(aside)
+    aside.replace(path)
+
+
+class _Progress(keras.callbacks.Callback):
+    """After each epoch: validate, keep the best weights, write the checkpoint; stop when nothing got better for long."""
+
+    def __init__(self, folder: Path, split: LeaveLastOut, batches: BucketedBatches, patience: int) -> None:
+        super().__init__()
+        self.folder, self.split, self.batches, self.patience = folder, split, batches, patience
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The history row of the best epoch."""
+        return max(self.history, key=lambda row: row[MONITOR])
+
+    def _state(self) -> list[keras.Variable]:
+        """Every variable that the next epoch depends on: weights, random generators (also of the loss), optimizer."""
+        generator = getattr(self.model.loss, "seed_generator", None)
+        return [*self.model.variables, *self.model.optimizer.variables, *([generator.state] if generator else [])]
+
+    def restore(self) -> None:
+        """Load the checkpoint into the model."""
+        with np.load(self.folder / CHECKPOINT) as saved:
+            self.history = json.loads(str(saved["history"]))
+            for i, variable in enumerate(self._state()):
+                variable.assign(saved[f"arr_{i}"])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(float(logs["loss"])):
+            epoch = len(self.history)
+            kept = f"The run keeps the weights of epoch {self.best['epoch']}." if self.history else "No epoch was finished."
+            raise DivergedError(f"The loss became {float(logs['loss'])} in epoch {epoch + 1}, step {batch + 1}. Lower "
+                                f"learning_rate (--set learning_rate=...), or train without --mixed-precision. {kept}")  # fmt: skip
+
+    def on_epoch_end(self, epoch, logs=None):
+        trained = time.perf_counter()
+        metrics = evaluate_model(self.model, self.split, "validation")
+        logs |= {f"val_{name}": value for name, value in metrics.items()}
+        seconds = {"seconds": trained - self._begin, "val_seconds": time.perf_counter() - trained}
+        rate = {"positions_per_second": self.batches.num_positions / seconds["seconds"]}
+        self.history.append({"epoch": epoch + 1} | {k: float(v) for k, v in (logs | seconds | rate).items()})
+        if self.best is self.history[-1]:
+            _write_whole(self.folder / WEIGHTS, self.model.save_weights)
+        arrays = [v.numpy() for v in self._state()]
+        _write_whole(self.folder / CHECKPOINT, lambda path: np.savez(path, *arrays, history=json.dumps(self.history)))
+        _write_whole(self.folder / HISTORY, self._write_history)
+        if epoch + 1 - self.best["epoch"] >= self.patience:
+            self.model.stop_training = True
+
+    def _write_history(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+
+
+def train(config: Config, out: str | os.PathLike, *, resume: bool = False, overwrite: bool = False,
+          callbacks: Sequence[keras.callbacks.Callback] = ()) -> Run:  # fmt: skip
+    """Train a model and write its run folder.
+
+    The weights kept are those of the epoch with the best validation NDCG@10. Ctrl-C ends training and leaves a usable run.
+
+    Args:
+        config: how.
+        out: the run folder.
+        resume: go on after the last finished epoch of `out`, with its config; the result is that of a run that was never
+            interrupted.
+        overwrite: replace `out` where it exists.
+        callbacks: further Keras callbacks.
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+        ValueError: the data has no pair of events to learn from, or no user to validate on; or there is nothing to resume.
+        FileExistsError: `out` exists.
+    """
+    out = Path(out)
+    if resume:
+        if not (out / CONFIG).is_file():
+            raise ValueError(f"There is nothing to resume in `{out}`: it has no {CONFIG}. Leave out --resume.")
+        config = Config.from_dict(json.loads((out / CONFIG).read_text(encoding="utf-8")))
+    elif out.exists() and any(out.iterdir()) and not overwrite:
+        raise FileExistsError(f"`{out}` exists. Pass --resume to go on, --overwrite to replace it, or choose another folder.")
+    data = PreparedData.open(config.data)
+    split = LeaveLastOut(data)
+    if not len(split.users):
+        raise ValueError(f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories.")
+
+    keras.utils.set_random_seed(config.seed)
+    model = build_model(config, data.num_items)
+    positions = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
+    automatic = min(4096, max(1024, 1 << int(math.log2(max(1, positions / 150)))))
+    batches = BucketedBatches.for_training(
+        split, max_length=config.max_length, batch_positions=config.batch_positions or automatic, seed=config.seed
+    )
+    if not len(batches):
+        raise ValueError(f"`{config.data}` has no user with 4 events: no pair of items is left to learn from.")
+    steps = len(batches)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
+        loss=_build_loss(config, split),
+        jit_compile=config.jit_compile,
+    )
+    model.optimizer.build(model.trainable_variables)
+
+    progress = _Progress(out, split, batches, config.patience)
+    progress.set_model(model)
+    if resume:
+        if (out / CHECKPOINT).is_file():
+            progress.restore()
+    else:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
+        (out / CONFIG).write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
+        data.vocabulary.save(out)
+        shutil.copy(data.folder / ITEMS, out / ITEMS)  # type: ignore[operator]
+    try:
+        if len(progress.history) - (progress.best["epoch"] if progress.history else 0) < config.patience:
+            model.fit(
+                batches.dataset(),
+                epochs=config.epochs,
+                initial_epoch=len(progress.history),
+                shuffle=False,
+                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=[progress, keras.callbacks.TensorBoard(out / "logs", write_graph=False), *callbacks],
+            )
+    except KeyboardInterrupt:
+        if not progress.history:
+            raise
+        print(f"\nStopped. The run keeps the weights of epoch {progress.best['epoch']}.", file=sys.stderr)
+    best = progress.best
+    metrics = {
+        "best_epoch": best["epoch"],
+        "epochs": len(progress.history),
+        "seconds": sum(row["seconds"] + row["val_seconds"] for row in progress.history),
+        "validation": {name.removeprefix("val_"): value for name, value in best.items()
+                       if name.startswith("val_") and name != "val_seconds"},
+    }  # fmt: skip
+    _write_whole(out / METRICS, lambda path: path.write_text(json.dumps(metrics, indent=2), encoding="utf-8"))
+    return Run.open(out)
+
+
+def _build_loss(config: Config, split: LeaveLastOut):
+    name = config.loss
+    if name == "auto":
+        name = "full_softmax" if split.data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval"
+    if name == "full_softmax":
+        return FullSoftmax(config.temperature)
+    from tfrec.tfrs_task import TfrsRetrieval
+
+    counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
+    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed)

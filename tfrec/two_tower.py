@@ -1,0 +1,64 @@
+"""The model: two towers and a loss between them."""
+
+from __future__ import annotations
+
+import keras
+
+from tfrec.towers import ItemTower, SequenceTower, newest
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class TwoTower(keras.Model):
+    """A two-tower retrieval model: queries from histories, candidates from the catalogue, their dot product the score.
+
+    It is trained with `fit` on every position of a history at once, against any loss of `tfrec.losses` or
+    `tfrec.tfrs_task`, given to `compile(loss=...)`.
+
+    Args:
+        item_tower: `ItemTower`.
+        sequence_tower: `SequenceTower`.
+    Call arguments:
+        inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`.
+    Returns:
+        Float tensor, shape `(batch, length, width)`: the query after each position.
+    """
+
+    def __init__(self, item_tower: ItemTower, sequence_tower: SequenceTower, **kwargs):
+        super().__init__(**kwargs)
+        self.item_tower = item_tower
+        self.sequence_tower = sequence_tower
+        # Keras weighs each batch's loss by its rows; ours by its positions. Logs go by name, so this one is reported.
+        self.mean_loss = keras.metrics.Mean(name="loss")
+
+    def build(self, input_shape=None):
+        self.item_tower.build()
+        self.sequence_tower.build((None, None, self.item_tower.width))
+
+    def call(self, inputs, training=None):
+        vectors = self.item_tower(inputs["history"])  # B L D
+        return self.sequence_tower(vectors, inputs["is_real"], training=training)
+
+    def embed_history(self, inputs):
+        """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one."""
+        return keras.ops.cast(newest(self(inputs, training=False), inputs["is_real"]), "float32")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        total, count = self.loss(y_pred, y, x["is_real"], self.item_tower)
+        loss = total / keras.ops.maximum(count, 1)
+        self.mean_loss.update_state(loss, sample_weight=count)
+        return loss
+
+    def predict_step(self, data):
+        """What `predict` returns: `embed_history` of each row, not the queries at every position."""
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self.embed_history(inputs)
+
+    def get_config(self):
+        towers = {"item_tower": self.item_tower, "sequence_tower": self.sequence_tower}
+        return super().get_config() | {name: keras.saving.serialize_keras_object(t) for name, t in towers.items()}
+
+    @classmethod
+    def from_config(cls, config):
+        for name in ("item_tower", "sequence_tower"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
