@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import ctypes
 import json
 import os
 import sys
@@ -17,8 +19,13 @@ from rich.table import Table
 
 from tfrec.version import __version__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
-                  help="From an interaction log to a sequential recommender: prepare, train, evaluate, export, serve, lite.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="From an interaction log to a sequential recommender: prepare, train, evaluate, export, serve, lite.",
+)
 out = Console()
 INDEX_HELP = "Kind of index: `exact` (stock ops) or `scann` (needs a server with ScaNN's ops, such as `tfrec serve`)."
 
@@ -37,27 +44,56 @@ def main() -> None:
 
 def fail(message: str) -> None:
     """End with an error message."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {message.replace('[', chr(92) + '[')}")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]error:[/] {message.replace('[', chr(92) + '[')}"
+    )
     sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _before(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand not in (None, "prepare") and "--help" not in sys.argv:
+        _quiet_tensorflow()
+
+
+def _quiet_tensorflow() -> None:
+    """Keep TensorFlow's remarks (XLA compiled a cluster, a cost was not predicted) off the terminal, errors not.
+
+    They come through absl's C++ log, which reads no environment variable and has no Python call.
+    """
+    import tensorflow as tf
+
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(str(Path(tf.sysconfig.get_lib()) / "libtensorflow_framework.so.2"))
+        library._ZN4absl12lts_2025012714SetMinLogLevelENS0_18LogSeverityAtLeastE(2)  # absl::SetMinLogLevel(kError)
 
 
 @app.command()
 def prepare(
-    source: Annotated[list[str] | None, typer.Argument(help="Log files, or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(help="Log files, or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic."),
+    ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
-    format: Annotated[str | None, typer.Option(help="csv, tsv, parquet, jsonl or sequences; told from the ending when left out.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, tsv, parquet, jsonl or sequences; told from the ending when left out.")
+    ] = None,
     user: Annotated[str | None, typer.Option(help="Column of user ids; guessed when left out.")] = None,
     item: Annotated[str | None, typer.Option(help="Column of item ids; guessed when left out.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column of times: seconds, milliseconds or ISO 8601; guessed when left out.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Names, with commas, for the columns of a CSV or TSV file without a header line.")] = None,
-    first_column: Annotated[str | None, typer.Option(help="`user` when each line of sequence text starts with the user id.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Column of times: seconds, milliseconds or ISO 8601; guessed when left out.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names, with commas, for the columns of a CSV or TSV file without a header line.")
+    ] = None,
+    first_column: Annotated[
+        str | None, typer.Option(help="`user` when each line of sequence text starts with the user id.")
+    ] = None,
     items: Annotated[Path | None, typer.Option(help="File of item properties: item id, title, anything else.")] = None,
     max_refused: Annotated[float, typer.Option(help="Share of refused rows above which nothing is written.")] = 0.01,
     min_user_events: Annotated[int, typer.Option(help="Drop users with fewer events.")] = 1,
@@ -66,9 +102,13 @@ def prepare(
     users: Annotated[int, typer.Option(help="synthetic: number of users.")] = 2000,
     catalogue: Annotated[int, typer.Option(help="synthetic: number of items.")] = 500,
     events_per_user: Annotated[int, typer.Option(help="synthetic: events of each user.")] = 30,
-    predictability: Annotated[float, typer.Option(help="synthetic: how much of the next item follows from the history.")] = 0.9,
+    predictability: Annotated[
+        float, typer.Option(help="synthetic: how much of the next item follows from the history.")
+    ] = 0.9,
     seed: Annotated[int, typer.Option(help="synthetic: seed.")] = 0,
-    describe: Annotated[Path | None, typer.Option(help="Print the figures of a prepared folder, and do nothing else.")] = None,
+    describe: Annotated[
+        Path | None, typer.Option(help="Print the figures of a prepared folder, and do nothing else.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read and check an interaction log; write prepared data."""
@@ -82,11 +122,24 @@ def prepare(
         return
     if not source or out_ is None:
         raise typer.BadParameter("Pass a log (or the name of a data set) and --out FOLDER, or --describe FOLDER.")
-    options: dict[str, Any] = {"max_refused": max_refused, "min_user_events": min_user_events,
-                               "min_item_events": min_item_events, "overwrite": overwrite}  # fmt: skip
+    options: dict[str, Any] = {
+        "max_refused": max_refused,
+        "min_user_events": min_user_events,
+        "min_item_events": min_item_events,
+        "overwrite": overwrite,
+    }
     if len(source) == 1 and source[0] in datasets.NAMES:
-        made = {"num_users": users, "num_items": catalogue, "events_per_user": events_per_user,
-                "predictability": predictability, "seed": seed} if source[0] == "synthetic" else {}  # fmt: skip
+        made = (
+            {
+                "num_users": users,
+                "num_items": catalogue,
+                "events_per_user": events_per_user,
+                "predictability": predictability,
+                "seed": seed,
+            }
+            if source[0] == "synthetic"
+            else {}
+        )
         report = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made)
     else:
         names = next(csv.reader([columns])) if columns else []
@@ -97,10 +150,14 @@ def prepare(
         return
     for note in report.notes:
         out.print(f"  {note}", highlight=False)
-    out.print(f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events.")
+    out.print(
+        f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events."
+    )
     if manifest["num_refused"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["refused"].items())
-        out.print(f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}")
+        out.print(
+            f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}"
+        )
     if manifest["num_filtered_events"]:
         out.print(f"Left out {manifest['num_filtered_events']:,} events of rare users and items.")
 
@@ -110,7 +167,9 @@ def train(
     data: Annotated[str | None, typer.Argument(help="Prepared folder (not needed with --resume).")] = None,
     out_: Annotated[Path, typer.Option("--out", help="Run folder.")] = ...,  # type: ignore[assignment]
     epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder where it exists.")] = False,
     mixed_precision: Annotated[bool, typer.Option("--mixed-precision", help="Compute in bfloat16.")] = False,
@@ -120,7 +179,9 @@ def train(
     from tfrec.training import train as train_run
 
     if resume and (epochs or settings or mixed_precision):
-        raise typer.BadParameter("--resume goes on with the config of the run; leave out --epochs, --set and --mixed-precision.")
+        raise typer.BadParameter(
+            "--resume goes on with the config of the run; leave out --epochs, --set and --mixed-precision."
+        )
     if data is None and not resume:
         raise typer.BadParameter("Pass a prepared folder, or --resume.")
     values = parse_settings(settings or [])
@@ -128,16 +189,22 @@ def train(
     values |= {"mixed_precision": True} if mixed_precision else {}
     run = train_run(Config.from_dict({"data": data or ""} | values), out_, resume=resume, overwrite=overwrite)
     best = run.metrics
-    out.print(f"Wrote {out_}: best epoch {best['best_epoch']} of {best['epochs']}, validation NDCG@10 "
-              f"{best['validation']['ndcg@10']:.4f}, HR@10 {best['validation']['hr@10']:.4f}, {best['seconds']:.0f} s.")  # fmt: skip
+    out.print(
+        f"Wrote {out_}: best epoch {best['best_epoch']} of {best['epochs']}, validation NDCG@10 "
+        f"{best['validation']['ndcg@10']:.4f}, HR@10 {best['validation']['hr@10']:.4f}, {best['seconds']:.0f} s."
+    )
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder; or prepared folder, with --baselines-only.")],
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Popularity and bigram on a prepared folder.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")] = None,
+    baselines_only: Annotated[
+        bool, typer.Option("--baselines-only", help="Popularity and bigram on a prepared folder.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
+    ] = None,
 ) -> None:
     """Rank the whole catalogue for every user; print the model beside popularity and bigram."""
     from tfrec.evaluation import evaluate as evaluate_data
@@ -161,12 +228,17 @@ def evaluate(
 def print_metrics(result: dict[str, Any]) -> None:
     """The table of `tfrec evaluate`."""
     rows = [name for name in ("model", "bigram", "popularity") if name in result]
-    table = Table(title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items removed", title_justify="left")
+    table = Table(
+        title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items removed",
+        title_justify="left",
+    )
     table.add_column("")
     for metric in result[rows[0]]:
         table.add_column(metric.upper(), justify="right")
     for name in rows:
-        table.add_row(name, *(f"{value:.4f}" for value in result[name].values()), style="bold" if name == "model" else "")
+        table.add_row(
+            name, *(f"{value:.4f}" for value in result[name].values()), style="bold" if name == "model" else ""
+        )
     out.print(table)
 
 
@@ -184,8 +256,10 @@ def export(
     version = export_run(run, out_, index=index, k=k)
     manifest = json.loads((version / MANIFEST).read_text(encoding="utf-8"))
     needs = ", ".join(manifest["custom_ops"]) or "none beyond stock TensorFlow"
-    out.print(f"Wrote {version}: {len(manifest['signatures'])} signatures, {index} index over {manifest['num_items']:,} items, "
-              f"recall@10 {manifest['index']['recall@10']:.4f}, ops needed: {needs}.")  # fmt: skip
+    out.print(
+        f"Wrote {version}: {len(manifest['signatures'])} signatures, {index} index over {manifest['num_items']:,} items, "
+        f"recall@10 {manifest['index']['recall@10']:.4f}, ops needed: {needs}."
+    )
 
 
 @app.command()
@@ -205,10 +279,14 @@ def serve(
 @app.command()
 def recommend(
     source: Annotated[str, typer.Argument(help="`host:port` of a model server, or an export folder.")],
-    history: Annotated[str, typer.Option(help="Item ids, oldest first, with commas (CSV quotes around an id that has one).")],
+    history: Annotated[
+        str, typer.Option(help="Item ids, oldest first, with commas (CSV quotes around an id that has one).")
+    ],
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     exclude: Annotated[str, typer.Option(help="Item ids not to recommend.")] = "",
-    titles: Annotated[Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")] = None,
+    titles: Annotated[
+        Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")
+    ] = None,
     model_name: Annotated[str, typer.Option(help="How the server calls the model.")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -219,7 +297,10 @@ def recommend(
     ids, excluded = (next(csv.reader([text], skipinitialspace=True), []) for text in (history, exclude))
     folder = Path(source)
     if folder.is_dir():
-        with Server(folder, 0, model_name=model_name) as server, Client(f"127.0.0.1:{server.port}", model_name) as client:
+        with (
+            Server(folder, 0, model_name=model_name) as server,
+            Client(f"127.0.0.1:{server.port}", model_name) as client,
+        ):
             answer = client.recommend(ids, k, excluded)
     elif ":" in source:
         with Client(source, model_name) as client:
@@ -241,7 +322,11 @@ def find_titles(folder: Path | None) -> dict[str, str]:
 
     from tfrec.prepared import ITEMS
 
-    places = [] if folder is None else [folder / ITEMS, *sorted(folder.glob(f"*/assets.extra/{ITEMS}")), folder / "assets.extra" / ITEMS]
+    places = (
+        []
+        if folder is None
+        else [folder / ITEMS, *sorted(folder.glob(f"*/assets.extra/{ITEMS}")), folder / "assets.extra" / ITEMS]
+    )
     for place in places[::-1]:
         if place.is_file():
             columns = pyarrow.parquet.read_table(place).to_pydict()
@@ -274,9 +359,11 @@ def lite(
 
 def print_lite(report) -> None:
     """What `tfrec lite` says."""
-    out.print(f"Wrote {report.path}: {report.size_bytes / 1e6:.2f} MB, vocabulary.json beside it. Against Keras, over "
-              f"{report.num_histories} histories: largest score difference {report.max_difference:.1e}, same items for "
-              f"{report.same_items:.0%}.")  # fmt: skip
+    out.print(
+        f"Wrote {report.path}: {report.size_bytes / 1e6:.2f} MB, vocabulary.json beside it. Against Keras, over "
+        f"{report.num_histories} histories: largest score difference {report.max_difference:.1e}, same items for "
+        f"{report.same_items:.0%}."
+    )
 
 
 @app.command()

@@ -29,12 +29,13 @@ def run_demo(folder: Path, epochs: int | None = None) -> None:
         manifest = prepare_dataset(name, data, prepare_options={"overwrite": True}).manifest
     out.print(f"{manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events")
 
+    from tfrec_serving import Client
+    from tfrec_serving.server import Server
+
     from tfrec.evaluation import evaluate
     from tfrec.export import export as export_run
     from tfrec.lite import to_litert
     from tfrec.training import Config, train
-    from tfrec_serving import Client
-    from tfrec_serving.server import Server
 
     _step(f"tfrec train {data} --out {run}")
     config = {"data": str(data)} | ({} if epochs is None else {"epochs": epochs})
@@ -71,13 +72,15 @@ def run_demo(folder: Path, epochs: int | None = None) -> None:
         out.print(f"  {item_id:>10}  {titles.get(item_id, '')}", highlight=False)
     out.print("\nRecommended, over gRPC, by the ScaNN export:")
     print_recommendations(answer, titles)
-    out.print(f"One call took {1e3 * statistics.median(seconds):.1f} ms (median of {LATENCY_CALLS}, history of {len(history)}).\n")
+    out.print(
+        f"One call took {1e3 * statistics.median(seconds):.1f} ms (median of {LATENCY_CALLS}, history of {len(history)}).\n"
+    )
     print_lite(report)
     out.print(f"\nAll of it took {time.perf_counter() - begin:.0f} s. Next:\n", highlight=False)
     for command in (
         f"tfrec serve {export} --port 8500 --rest-port 8501",
         f"tfrec recommend localhost:8500 --history {','.join(history[-3:])} -k 5 --titles {run}",
-        f"tfrec prepare your-log.csv --out data && tfrec train data --out run",
+        "tfrec prepare your-log.csv --out data && tfrec train data --out run",
         f"tensorboard --logdir {run / 'logs'}",
     ):
         out.print(f"  {command}", highlight=False, soft_wrap=True)

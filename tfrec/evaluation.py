@@ -77,11 +77,18 @@ def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str) -> dict[str, fl
     return ranking_metrics(num_above, num_tied, data.num_items)
 
 
-def embed(model: TwoTower, item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray,
-          batch_positions: int = 8192) -> np.ndarray:  # fmt: skip
+def embed(
+    model: TwoTower, item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray, batch_positions: int = 8192
+) -> np.ndarray:
     """The queries after events `starts[i] : ends[i]`: float32 `(len(starts), width)`; zeros after no event."""
-    batches = BucketedBatches(item_index, starts, ends, max_length=model.sequence_tower.max_length,
-                              batch_positions=batch_positions, has_targets=False)  # fmt: skip
+    batches = BucketedBatches(
+        item_index,
+        starts,
+        ends,
+        max_length=model.sequence_tower.max_length,
+        batch_positions=batch_positions,
+        has_targets=False,
+    )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
     for members, inputs, _ in batches.with_members():
         queries[members] = model.predict_on_batch(inputs)[: len(members)]
@@ -93,7 +100,9 @@ def embed_histories(model: TwoTower, split: LeaveLastOut, part: str) -> np.ndarr
     return embed(model, split.data.item_index, *split.histories(part))
 
 
-def recommend(model: TwoTower, histories: Sequence[np.ndarray], k: int, item_counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def recommend(
+    model: TwoTower, histories: Sequence[np.ndarray], k: int, item_counts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """The `k` best unseen items after each history, by the rules of the serving contract, in plain NumPy.
 
     Args:
@@ -104,9 +113,9 @@ def recommend(model: TwoTower, histories: Sequence[np.ndarray], k: int, item_cou
     Returns:
         `(items, scores)`: int32 item indexes, padded with `PAD_INDEX`, and float32, padded with `-inf`; best first.
     """
-    known = [np.asarray(h)[np.asarray(h) >= FIRST_ITEM_INDEX] for h in histories]
+    known = [row[row >= FIRST_ITEM_INDEX] for row in (np.asarray(history, np.int32) for history in histories)]
     ends = np.cumsum([len(h) for h in known])
-    flat = np.concatenate(known).astype(np.int32)
+    flat = np.concatenate(known)
     scores = embed(model, flat, ends - [len(h) for h in known], ends) @ np.asarray(model.item_tower.catalogue()).T
     counts = np.asarray(item_counts, np.float64)
     for row, history in enumerate(known):
@@ -158,5 +167,8 @@ def evaluate(data: PreparedData, part: str = "test", model: TwoTower | None = No
     if not len(split.users):
         raise ValueError("No user has 3 events (one of history, a validation and a test target): nothing to evaluate.")
     result = {} if model is None else {"model": evaluate_model(model, split, part)}
-    return result | evaluate_baselines(split, part) | {
-        "split": part, "num_users": len(split.users), "num_short_users": split.num_short}  # fmt: skip
+    return (
+        result
+        | evaluate_baselines(split, part)
+        | {"split": part, "num_users": len(split.users), "num_short_users": split.num_short}
+    )

@@ -1,8 +1,8 @@
 """One SavedModel: raw item ids in, item ids and scores out, the index inside.
 
-    EXPORT/<version>/saved_model.pb, variables/     what TensorFlow Serving loads
-    EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, where it came from
-    EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people
+EXPORT/<version>/saved_model.pb, variables/     what TensorFlow Serving loads
+EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, where it came from
+EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class ServingModel(tf.Module):
         k: how many `serving_default` recommends.
     """
 
-    def __init__(self, model: TwoTower, vocabulary: Vocabulary, item_counts: Sequence[int], index: ExactIndex, k: int = 10):
+    def __init__(
+        self, model: TwoTower, vocabulary: Vocabulary, item_counts: Sequence[int], index: ExactIndex, k: int = 10
+    ):
         super().__init__(name="tfrec")
         self._model = model
         self._variables = [v.value for v in model.variables]  # what a tf.Module can track of Keras 3
@@ -74,7 +76,9 @@ class ServingModel(tf.Module):
         self._share = tf.Variable(share, trainable=False, name="share")
         self._popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
         norm = np.linalg.norm(index.vectors.numpy(), axis=1)
-        self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm", dtype=tf.float32)
+        self._inverse_norm = tf.Variable(
+            1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm", dtype=tf.float32
+        )
 
     @property
     def signatures(self) -> dict[str, Any]:
@@ -140,7 +144,9 @@ class ServingModel(tf.Module):
         """Rank enough items that `width` are left after the history and `exclude` are taken out."""
         history = self._item_index.lookup(history)
         query, is_cold = self._query(history)
-        excluded = tf.concat([history, self._item_index.lookup(exclude)], axis=1) - FIRST_ITEM_INDEX  # B X, below 0: not an item
+        excluded = (
+            tf.concat([history, self._item_index.lookup(exclude)], axis=1) - FIRST_ITEM_INDEX
+        )  # B X, below 0: not an item
         num_excluded = tf.reduce_max(tf.reduce_sum(tf.cast(excluded >= 0, tf.int32), axis=1))
         width = tf.minimum(width, self.index.num_items)
         needed = tf.minimum(width + tf.maximum(num_excluded, 0), self.index.num_items)
@@ -206,15 +212,20 @@ def export(run: Run | str | os.PathLike, out: str | os.PathLike, *, index: str =
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "signatures": {name: describe_signature(function) for name, function in signatures.items()},
             "custom_ops": list(serving.index.custom_ops),
-            "index": {"kind": index, "is_exact": serving.index.is_exact, "settings": serving.index.settings,
-                      "recall@10": recall(serving.index, queries), "recall_queries": len(queries)},
+            "index": {
+                "kind": index,
+                "is_exact": serving.index.is_exact,
+                "settings": serving.index.settings,
+                "recall@10": recall(serving.index, queries),
+                "recall_queries": len(queries),
+            },
             "num_items": len(run.vocabulary),
             "max_length": run.config.max_length,
             "run": str(run.folder.resolve()),
             "data": run.config.data,
             "config": run.config.to_dict(),
             "metrics": run.metrics,
-        }  # fmt: skip
+        }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
         return aside.rename(out / str(version))
@@ -241,7 +252,9 @@ def latest_version(folder: str | os.PathLike) -> Path:
         return folder
     versions = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
     if not versions:
-        raise ValueError(f"`{folder}` is not an export: it has no version folder. Make one with `tfrec export RUN --out {folder}`.")
+        raise ValueError(
+            f"`{folder}` is not an export: it has no version folder. Make one with `tfrec export RUN --out {folder}`."
+        )
     return max(versions, key=lambda p: int(p.name))
 
 
@@ -255,18 +268,21 @@ def _write_warmup(path: Path, data: PreparedData, max_length: int, k: int) -> No
         for length in lengths:
             history = [[str(i) for i in np.resize(ids, length)]]
             item = [str(ids[0])]
-            for signature, inputs in {
+            requests: dict[str, dict[str, list]] = {
                 "serving_default": {"history": history},
                 "recommend": {"history": history, "exclude": [item], "k": [k]},
                 "similar_items": {"item_ids": item, "k": [k]},
                 "score": {"history": history, "candidates": [item]},
                 "embed_history": {"history": history},
                 "embed_items": {"item_ids": item},
-            }.items():
+            }
+            for signature, inputs in requests.items():
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(name="default", signature_name=signature),
-                    inputs={name: tf.make_tensor_proto(value, tf.int32 if name == "k" else tf.string)
-                            for name, value in inputs.items()},
-                )  # fmt: skip
+                    inputs={
+                        name: tf.make_tensor_proto(value, tf.int32 if name == "k" else tf.string)
+                        for name, value in inputs.items()
+                    },
+                )
                 log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
                 writer.write(log.SerializeToString())

@@ -11,7 +11,6 @@ import csv
 import datetime
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tfrec
-from tfrec.prepared import ITEMS, MANIFEST, SCHEMA_VERSION, USERS, PreparedData
-from tfrec.progress import track
+from tfrec.prepared import ITEMS, MANIFEST, SCHEMA_VERSION, USERS
+from tfrec.progress import console, track
 from tfrec.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 
 REFUSED = "refused.csv"
@@ -127,8 +126,9 @@ def prepare(
     try:
         con = duckdb.connect(str(aside / "work.duckdb"))
         con.execute("SET TimeZone = 'UTC'")
-        con.execute("SET enable_progress_bar = false")
-        con.execute("CREATE TABLE log (file INTEGER, record BIGINT, \"user\" VARCHAR, item VARCHAR, time VARCHAR)")
+        if console.is_terminal:
+            con.execute("SET enable_progress_bar = true")  # of any query longer than two seconds
+        con.execute('CREATE TABLE log (file INTEGER, record BIGINT, "user" VARCHAR, item VARCHAR, time VARCHAR)')
         con.execute("CREATE TABLE refused (file INTEGER, line BIGINT, reason VARCHAR)")
         if isinstance(log, Log):
             files = [str(path) for path in log.paths]
@@ -152,6 +152,8 @@ def prepare(
             out.rename(aside.with_suffix(".old"))
         aside.rename(out)
         shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
+    except duckdb.Error as error:
+        raise ValueError(f"The log cannot be prepared: {str(error).splitlines()[0]}. Nothing was written.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return report
@@ -170,8 +172,10 @@ def _read_log(con: duckdb.DuckDBPyConnection, log: Log, report: Report) -> pa.Ta
             raise ValueError(f"`{path}` does not exist or is not a file.")
         format = log.format or FORMATS.get(path.suffix.lower())
         if format is None:
-            raise ValueError(f"`{path}`: the format cannot be told from the ending {path.suffix!r}. "
-                             f"Pass --format, one of csv, tsv, parquet, jsonl, sequences.")  # fmt: skip
+            raise ValueError(
+                f"`{path}`: the format cannot be told from the ending {path.suffix!r}. "
+                f"Pass --format, one of csv, tsv, parquet, jsonl, sequences."
+            )
         if path.stat().st_size == 0:
             raise ValueError(f"`{path}` is empty. A log needs at least one row with a user and an item.")
         if format in ("csv", "tsv"):
@@ -196,11 +200,16 @@ def _choose_columns(log: Log, path: Path, names: Sequence[str], report: Report) 
         guess = next((lower[name] for name in COMMON_NAMES[role] if name in lower), None)
         chosen[role] = told or guess
         if chosen[role] is None and role != "time":
-            raise ValueError(f"`{path}`: no column looks like the {role} id. Its columns: {', '.join(names)}. Name it "
-                             f"with --{role}; name the columns of a file without a header line with --columns.")  # fmt: skip
+            raise ValueError(
+                f"`{path}`: no column looks like the {role} id. Its columns: {', '.join(names)}. Name it "
+                f"with --{role}; name the columns of a file without a header line with --columns."
+            )
         if told is None:
-            report.notes.append(f"{role} column: {guess!r} (guessed; --{role} sets it)" if guess else
-                                "no time column: events keep the order of the file (--time names one)")  # fmt: skip
+            report.notes.append(
+                f"{role} column: {guess!r} (guessed; --{role} sets it)"
+                if guess
+                else "no time column: events keep the order of the file (--time names one)"
+            )
     return chosen
 
 
@@ -228,12 +237,18 @@ def _read_delimited(con, log: Log, number: int, path: Path, format: str, report:
     con.execute(
         f"""INSERT INTO log SELECT ?, row_number() OVER (), {select} FROM read_csv(?, auto_detect = false, delim = ?,
             quote = '"', escape = '"', header = ?, columns = ?, store_rejects = true, rejects_limit = 0)""",
-        [number, str(path), delimiter, not log.columns, {name: "VARCHAR" for name in names}],
+        [number, str(path), delimiter, not log.columns, dict.fromkeys(names, "VARCHAR")],
     )
-    rejects = con.execute("SELECT line_byte_position, any_value(error_type), any_value(error_message), any_value(csv_line) "
-                          "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position").fetchall()  # fmt: skip
-    reasons = {"MISSING COLUMNS": "too few columns", "TOO MANY COLUMNS": "too many columns",
-               "INVALID ENCODING": "broken UTF-8", "UNQUOTED VALUE": "a quote opens and does not close"}  # fmt: skip
+    rejects = con.execute(
+        "SELECT line_byte_position, any_value(error_type), any_value(error_message), any_value(csv_line) "
+        "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position"
+    ).fetchall()
+    reasons = {
+        "MISSING COLUMNS": "too few columns",
+        "TOO MANY COLUMNS": "too many columns",
+        "INVALID ENCODING": "broken UTF-8",
+        "UNQUOTED VALUE": "a quote opens and does not close",
+    }
     lines = _lines_at(path, [position for position, *_ in rejects])
     for line, (_, kind, message, text) in zip(lines, rejects, strict=True):
         # an open quote swallows what follows: every line of it is refused
@@ -275,8 +290,8 @@ def _insert_rows(con, number: int, rows: Iterator[Row]) -> None:
     good: list[tuple] = []
 
     def flush() -> None:
-        chunk = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(zip(*good, strict=True), schema, strict=True)], schema=schema)  # fmt: skip
-        con.register("chunk", chunk)
+        columns = [pa.array(column, f.type) for column, f in zip(zip(*good, strict=True), schema, strict=True)]
+        con.register("chunk", pa.Table.from_arrays(columns, schema=schema))
         con.execute(f"INSERT INTO log SELECT {number}, * FROM chunk")
         con.unregister("chunk")
         good.clear()
@@ -353,7 +368,8 @@ def _read_items(con, path: Path) -> pa.Table:
     format = FORMATS.get(path.suffix.lower())
     if format in ("csv", "tsv"):
         delimiter, names = _dialect(Log([]), path, format)
-        relation = "read_csv($path, auto_detect = false, header = true, quote = '\"', escape = '\"', delim = $delim, columns = $columns)"
+        relation = """read_csv($path, auto_detect = false, header = true, quote = '"', escape = '"', delim = $delim,
+                      columns = $columns)"""
         values: dict[str, Any] = {"path": str(path), "delim": delimiter, "columns": dict.fromkeys(names, "VARCHAR")}
     elif format in ("parquet", "jsonl"):
         relation = "read_parquet($path)" if format == "parquet" else "read_json($path, format = 'newline_delimited')"
@@ -369,8 +385,10 @@ def _read_items(con, path: Path) -> pa.Table:
     for role, wanted in (("item", "item_id"), ("title", "title")):
         name = next((lower[n] for n in (*COMMON_NAMES[role], *(["id"] if role == "item" else [])) if n in lower), None)
         if name is None and role == "item":
-            raise ValueError(f"`{path}` (--items) has no item id. Its columns: {', '.join(table.column_names)}. "
-                             f"Call one of them item_id.")  # fmt: skip
+            raise ValueError(
+                f"`{path}` (--items) has no item id. Its columns: {', '.join(table.column_names)}. "
+                f"Call one of them item_id."
+            )
         if name is not None:
             renamed[name] = wanted
     table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
@@ -399,27 +417,35 @@ def _check(con, log: Log | None, files: list[str], report: Report, max_refused: 
             CREATE TABLE duplicate AS SELECT file, record FROM checked WHERE reason IS NULL
             QUALIFY row_number() OVER (PARTITION BY "user", item, seconds ORDER BY file, record) > 1
         """)
-        con.execute("UPDATE checked SET reason = 'duplicate of an earlier row' FROM duplicate "
-                    "WHERE checked.file = duplicate.file AND checked.record = duplicate.record")  # fmt: skip
+        con.execute(
+            "UPDATE checked SET reason = 'duplicate of an earlier row' FROM duplicate "
+            "WHERE checked.file = duplicate.file AND checked.record = duplicate.record"
+        )
     bad = con.execute("SELECT file, record, reason FROM checked WHERE reason IS NOT NULL ORDER BY ALL").fetchall()
     for file in sorted({row[0] for row in bad}):
         records = [record for f, record, _ in bad if f == file]
         lines = records if log is None else _line_numbers(con, log, file, Path(files[file]), records)
         reasons = [reason for f, _, reason in bad if f == file]
-        con.executemany("INSERT INTO refused VALUES (?, ?, ?)", list(zip([file] * len(lines), lines, reasons, strict=True)))  # fmt: skip
-    num_rows, num_refused = con.execute("SELECT (SELECT count(*) FROM checked WHERE reason IS NULL), "
-                                        "(SELECT count(*) FROM refused)").fetchall()[0]  # fmt: skip
-    by_reason = con.execute("SELECT split_part(split_part(reason, ':', 1), ' (', 1) AS kind, count(*) FROM refused "
-                            "GROUP BY kind ORDER BY kind").fetchall()  # fmt: skip
+        rows = [(file, line, reason) for line, reason in zip(lines, reasons, strict=True)]
+        con.executemany("INSERT INTO refused VALUES (?, ?, ?)", rows)
+    num_rows, num_refused = con.execute(
+        "SELECT (SELECT count(*) FROM checked WHERE reason IS NULL), (SELECT count(*) FROM refused)"
+    ).fetchall()[0]
+    by_reason = con.execute(
+        "SELECT split_part(split_part(reason, ':', 1), ' (', 1) AS kind, count(*) FROM refused "
+        "GROUP BY kind ORDER BY kind"
+    ).fetchall()
     report.manifest |= {"num_rows": num_rows + num_refused, "num_refused": num_refused, "refused": dict(by_reason)}
     if num_refused > max_refused * (num_rows + num_refused) or not num_rows:
         rows = con.execute("SELECT file, line, reason FROM refused ORDER BY ALL LIMIT 3").fetchall()
         first = "; ".join(f"{files[f]}, line {line}: {reason}" for f, line, reason in rows)
         if not num_rows and not num_refused:
             raise ValueError(f"{', '.join(f'`{f}`' for f in files)}: no rows. A log needs at least one user and item.")
-        raise ValueError(f"{num_refused} of {num_rows + num_refused} rows were refused, more than --max-refused "
-                         f"{max_refused:g} allows; nothing was written. The first: {first}. "
-                         f"Mend the log, or raise --max-refused.")  # fmt: skip
+        raise ValueError(
+            f"{num_refused} of {num_rows + num_refused} rows were refused, more than --max-refused "
+            f"{max_refused:g} allows; nothing was written. The first: {first}. "
+            f"Mend the log, or raise --max-refused."
+        )
     units = con.execute(f"SELECT {UNITS} AS unit, count(*) FROM checked WHERE reason IS NULL GROUP BY unit").fetchall()
     report.manifest["time_units"] = dict(sorted(units))
     con.execute("""CREATE TABLE events AS SELECT (file::BIGINT << 44) + row_number() OVER (ORDER BY file, record) AS ord,
@@ -466,15 +492,22 @@ def _filter(con, min_user_events: int, min_item_events: int, report: Report) -> 
     while changed:
         count = con.execute("SELECT count(*) FROM events").fetchall()[0][0]
         for column, least in (("user", min_user_events), ("item", min_item_events)):
-            con.execute(f'DELETE FROM events WHERE "{column}" IN (SELECT "{column}" FROM events GROUP BY "{column}" '
-                        f"HAVING count(*) < {int(least)})")  # fmt: skip
+            con.execute(
+                f'DELETE FROM events WHERE "{column}" IN (SELECT "{column}" FROM events GROUP BY "{column}" '
+                f"HAVING count(*) < {int(least)})"
+            )
         changed = con.execute("SELECT count(*) FROM events").fetchall()[0][0] < count
     left = con.execute("SELECT count(*) FROM events").fetchall()[0][0]
-    report.manifest |= {"min_user_events": min_user_events, "min_item_events": min_item_events,
-                        "num_filtered_events": before - left}  # fmt: skip
+    report.manifest |= {
+        "min_user_events": min_user_events,
+        "min_item_events": min_item_events,
+        "num_filtered_events": before - left,
+    }
     if not left:
-        raise ValueError(f"No event is left after --min-user-events {min_user_events} and --min-item-events "
-                         f"{min_item_events}. Lower them.")  # fmt: skip
+        raise ValueError(
+            f"No event is left after --min-user-events {min_user_events} and --min-item-events "
+            f"{min_item_events}. Lower them."
+        )
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------
@@ -483,8 +516,10 @@ def _filter(con, min_user_events: int, min_item_events: int, report: Report) -> 
 def _write(con, items: pa.Table | None, folder: Path, report: Report) -> None:
     """Sort the events and write the prepared folder; users and items are numbered in order of first appearance."""
     for column in ("user", "item"):
-        con.execute(f'CREATE TABLE {column}s AS SELECT "{column}" AS id, row_number() OVER (ORDER BY min(ord)) - 1 AS n, '
-                    f'count(*) AS num_events FROM events GROUP BY "{column}"')  # fmt: skip
+        con.execute(
+            f'CREATE TABLE {column}s AS SELECT "{column}" AS id, row_number() OVER (ORDER BY min(ord)) - 1 AS n, '
+            f'count(*) AS num_events FROM events GROUP BY "{column}"'
+        )
     users = con.sql("SELECT id AS user_id, num_events FROM users ORDER BY n").to_arrow_table()
     catalogue = con.sql("SELECT id AS item_id, num_events FROM items ORDER BY n").to_arrow_table()
     num_events = con.execute("SELECT count(*) FROM events").fetchall()[0][0]
@@ -499,7 +534,9 @@ def _write(con, items: pa.Table | None, folder: Path, report: Report) -> None:
             SELECT i.id AS item_id, i.num_events {others} FROM items i LEFT JOIN
             (SELECT * FROM properties QUALIFY row_number() OVER (PARTITION BY item_id) = 1) p ON p.item_id = i.id ORDER BY i.n
         """).to_arrow_table()
-        missing = con.execute("SELECT count(*) FROM items WHERE id NOT IN (SELECT item_id FROM properties)").fetchall()[0][0]
+        missing = con.execute("SELECT count(*) FROM items WHERE id NOT IN (SELECT item_id FROM properties)").fetchall()[
+            0
+        ][0]
         report.manifest["num_items_without_properties"] = missing
         if missing:
             report.notes.append(f"{missing} of {len(catalogue)} items have no row in the item file")

@@ -63,8 +63,9 @@ class EdgeModel(tf.Module):
     @property
     def function(self):
         """The concrete function to convert."""
-        return tf.function(self._recommend, input_signature=[tf.TensorSpec((1, self._max_length), tf.int32, "history")]) \
-            .get_concrete_function()  # fmt: skip
+        return tf.function(
+            self._recommend, input_signature=[tf.TensorSpec((1, self._max_length), tf.int32, "history")]
+        ).get_concrete_function()
 
     def _recommend(self, history):
         prepared, is_real = prepare_history(history, self._max_length)
@@ -126,7 +127,7 @@ def run_edge(interpreter, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     runner = interpreter.get_signature_runner()
     length = runner.get_input_details()["history"]["shape"][1]
     row = np.full((1, length), PAD_INDEX, np.int32)
-    newest_items = history[-length:]
+    newest_items = np.asarray(history, np.int32)[-length:]
     row[0, length - len(newest_items) :] = newest_items
     answer = runner(history=row)
     return answer["items"][0], answer["scores"][0]

@@ -1,9 +1,9 @@
 """What a query is trained against. A loss is called with the queries, their targets, and the item tower.
 
-    loss(query, target, is_real, item_tower) -> (sum over real positions, number of real positions)
+loss(query, target, is_real, item_tower) -> (sum over real positions, number of real positions)
 
-    query    float (batch, length, width)     target   int (batch, length), item indexes
-    is_real  bool  (batch, length)            True = the position has a target
+query    float (batch, length, width)     target   int (batch, length), item indexes
+is_real  bool  (batch, length)            True = the position has a target
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Prepared data: the folder that `tfrec prepare` writes and everything later reads, memory-mapped.
 
-    manifest.json     schema, counts, what was refused, tfrec version
-    vocabulary.json   item ids in index order
-    users.parquet     user_id, in row order
-    items.parquet     item_id, num_events and whatever is known of the item (title, genres, ...), in index order
-    item_index.npy    int32 [events]: the users' histories, one after the other, oldest event first
-    timestamp.npy     int64 [events]: seconds, 0 where the log has no times
-    offsets.npy       int64 [users + 1]: user u owns events offsets[u] : offsets[u + 1]
+manifest.json     schema, counts, what was refused, tfrec version
+vocabulary.json   item ids in index order
+users.parquet     user_id, in row order
+items.parquet     item_id, num_events and whatever is known of the item (title, genres, ...), in index order
+item_index.npy    int32 [events]: the users' histories, one after the other, oldest event first
+timestamp.npy     int64 [events]: seconds, 0 where the log has no times
+offsets.npy       int64 [users + 1]: user u owns events offsets[u] : offsets[u + 1]
 """
 
 from __future__ import annotations
@@ -59,12 +59,16 @@ class PreparedData:
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
-            raise ValueError(f"`{folder}` is not prepared data: it has no {MANIFEST}. "
-                             f"Make it with `tfrec prepare SOURCE --out {folder}`.")  # fmt: skip
+            raise ValueError(
+                f"`{folder}` is not prepared data: it has no {MANIFEST}. "
+                f"Make it with `tfrec prepare SOURCE --out {folder}`."
+            )
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(f"`{folder}` was written by tfrec {manifest['tfrec_version']} with schema "
-                             f"{manifest['schema_version']}; this tfrec reads up to {SCHEMA_VERSION}. Upgrade tfrec.")  # fmt: skip
+            raise ValueError(
+                f"`{folder}` was written by tfrec {manifest['tfrec_version']} with schema "
+                f"{manifest['schema_version']}; this tfrec reads up to {SCHEMA_VERSION}. Upgrade tfrec."
+            )
         arrays = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("item_index", "timestamp", "offsets")
         }

@@ -117,8 +117,17 @@ class BucketedBatches:
         has_targets: whether the targets, the events one later, are wanted; then the event at `ends[i]` must exist.
     """
 
-    def __init__(self, item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray, *, max_length: int,
-                 batch_positions: int, seed: int | None = None, has_targets: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        item_index: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        *,
+        max_length: int,
+        batch_positions: int,
+        seed: int | None = None,
+        has_targets: bool = True,
+    ) -> None:
         self.item_index, self.starts, self.ends = item_index, np.asarray(starts), np.asarray(ends)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
         lengths = np.minimum(self.ends - self.starts, max_length)
@@ -126,8 +135,10 @@ class BucketedBatches:
         """Real positions in an epoch: the work that counts."""
         self.lengths = bucket_lengths(lengths, max_length) if len(lengths) else []
         bucket = np.searchsorted(self.lengths, lengths)
-        self.buckets = [(length, max(1, batch_positions // length), np.flatnonzero(bucket == b))
-                        for b, length in enumerate(self.lengths)]  # fmt: skip
+        self.buckets = [
+            (length, max(1, batch_positions // length), np.flatnonzero(bucket == b))
+            for b, length in enumerate(self.lengths)
+        ]
         """`(length, rows of a batch, members)` of each bucket."""
 
     @classmethod
@@ -135,8 +146,14 @@ class BucketedBatches:
         """Every position of the training part is an example: it predicts the next item of its user."""
         starts, ends = split.data.offsets[:-1], split.train_ends - 1
         has_target = ends > starts
-        return cls(split.data.item_index, starts[has_target], ends[has_target],
-                   max_length=max_length, batch_positions=batch_positions, seed=seed)  # fmt: skip
+        return cls(
+            split.data.item_index,
+            starts[has_target],
+            ends[has_target],
+            max_length=max_length,
+            batch_positions=batch_positions,
+            seed=seed,
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch."""

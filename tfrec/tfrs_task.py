@@ -8,12 +8,13 @@ process. TFRS is imported here, when first needed, and nowhere else.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from functools import cached_property
 from types import ModuleType
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
@@ -30,9 +31,11 @@ def import_tfrs() -> ModuleType:
         import tensorflow as tf
 
         if getattr(tf.keras, "__version__", "2").startswith("3"):
-            raise ImportError("TensorFlow Recommenders needs `tf.keras` to be Keras 2, but it was already resolved to "
-                              "Keras 3 in this process. Set the environment variable TF_USE_LEGACY_KERAS=1 before Python "
-                              "starts, or write `import keras` instead of `tf.keras`.")  # fmt: skip
+            raise ImportError(
+                "TensorFlow Recommenders needs `tf.keras` to be Keras 2, but it was already resolved to "
+                "Keras 3 in this process. Set the environment variable TF_USE_LEGACY_KERAS=1 before Python "
+                "starts, or write `import keras` instead of `tf.keras`."
+            )
         import tensorflow_recommenders
 
         return tensorflow_recommenders
@@ -61,35 +64,40 @@ class TfrsRetrieval:
         seed: int.
     """
 
-    def __init__(self, item_counts: Sequence[int], num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0):
+    def __init__(self, item_counts: ArrayLike, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0):
         self.item_counts = np.asarray(item_counts, np.int64)
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self._share = (self.item_counts / max(self.item_counts.sum(), 1)).astype(np.float32)
-        self._task = None
 
-    def _call_task(self, *args):
+    @cached_property
+    def _task(self):
         # Keras 3 calls `compute_loss` with autograph off, TFRS needs it on: the task has a tf.function of its own
-        if self._task is None:
-            import tensorflow as tf
+        import tensorflow as tf
 
-            task = import_tfrs().tasks.Retrieval(temperature=self.temperature, remove_accidental_hits=True)
-            self._task = tf.function(
-                lambda query, candidates, weight, probability, ids, mask: task(
-                    query, candidates, sample_weight=weight, candidate_sampling_probability=probability,
-                    candidate_ids=ids, compute_metrics=False, compute_batch_metrics=False, score_mask=mask,
-                )
-            )  # fmt: skip
-        return self._task(*args)
+        task = import_tfrs().tasks.Retrieval(temperature=self.temperature, remove_accidental_hits=True)
+        return tf.function(
+            lambda query, candidates, weight, probability, ids, mask: task(
+                query,
+                candidates,
+                sample_weight=weight,
+                candidate_sampling_probability=probability,
+                candidate_ids=ids,
+                compute_metrics=False,
+                compute_batch_metrics=False,
+                score_mask=mask,
+            )
+        )
 
     def __call__(self, query, target, is_real, item_tower):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1]))  # P D
         is_real = ops.reshape(is_real, (-1,))
         target = ops.where(is_real, ops.reshape(target, (-1,)), FIRST_ITEM_INDEX)
-        negatives = keras.random.randint((self.num_negatives,), FIRST_ITEM_INDEX,
-                                         item_tower.num_items + FIRST_ITEM_INDEX, seed=self.seed_generator)  # fmt: skip
+        negatives = keras.random.randint(
+            (self.num_negatives,), FIRST_ITEM_INDEX, item_tower.num_items + FIRST_ITEM_INDEX, seed=self.seed_generator
+        )
         ids = ops.concatenate([target, ops.cast(negatives, target.dtype)])  # C = P + negatives
         candidates = ops.cast(item_tower(ids), "float32")  # C D
         num_real = ops.sum(ops.cast(is_real, "float32"))
@@ -98,13 +106,18 @@ class TfrsRetrieval:
         probability = expected / ops.max(expected)
         is_candidate = ops.concatenate([is_real, ops.ones((self.num_negatives,), "bool")])
         # a padded row has weight 0, but its own label must not be masked: 0 times a huge loss is kept finite, not exact
-        total = self._call_task(query, candidates, ops.cast(is_real, "float32"), probability, ids,
-                                ops.expand_dims(is_candidate, 0))  # fmt: skip
+        total = self._task(
+            query, candidates, ops.cast(is_real, "float32"), probability, ids, ops.expand_dims(is_candidate, 0)
+        )
         return total, num_real
 
     def get_config(self):
-        return {"item_counts": self.item_counts.tolist(), "num_negatives": self.num_negatives,
-                "temperature": self.temperature, "seed": self.seed}  # fmt: skip
+        return {
+            "item_counts": self.item_counts.tolist(),
+            "num_negatives": self.num_negatives,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
 
     @classmethod
     def from_config(cls, config):

@@ -105,8 +105,15 @@ class SequenceTower(keras.layers.Layer):
         Float tensor, shape of `x`: the query after each position; zeros at padding.
     """
 
-    def __init__(self, max_length: int, num_blocks: int = 2, num_heads: int = 2, hidden_dim: int | None = None,
-                 dropout_rate: float = 0.2, **kwargs):  # fmt: skip
+    def __init__(
+        self,
+        max_length: int,
+        num_blocks: int = 2,
+        num_heads: int = 2,
+        hidden_dim: int | None = None,
+        dropout_rate: float = 0.2,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.max_length = max_length
         self.num_blocks = num_blocks
@@ -137,6 +144,11 @@ class SequenceTower(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        own = {"max_length": self.max_length, "num_blocks": self.num_blocks, "num_heads": self.num_heads,
-               "hidden_dim": self.hidden_dim, "dropout_rate": self.dropout_rate}  # fmt: skip
+        own = {
+            "max_length": self.max_length,
+            "num_blocks": self.num_blocks,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "dropout_rate": self.dropout_rate,
+        }
         return super().get_config() | own

@@ -1,13 +1,13 @@
 """From a config to a run folder, and back to a model.
 
-    config.json        everything needed to rebuild
-    model.weights.h5   the weights of the epoch with the best validation NDCG@10
-    vocabulary.json    item ids in index order
-    items.parquet      what is known of each item
-    history.csv        a row for each epoch
-    metrics.json       the best epoch and its validation metrics
-    logs/              for TensorBoard
-    checkpoint.npz     everything that `--resume` needs, after the last finished epoch
+config.json        everything needed to rebuild
+model.weights.h5   the weights of the epoch with the best validation NDCG@10
+vocabulary.json    item ids in index order
+items.parquet      what is known of each item
+history.csv        a row for each epoch
+metrics.json       the best epoch and its validation metrics
+logs/              for TensorBoard
+checkpoint.npz     everything that `--resume` needs, after the last finished epoch
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfrec.evaluation import evaluate_model
+from tfrec.evaluation import evaluate_model, recommend
 from tfrec.losses import FullSoftmax
 from tfrec.prepared import ITEMS, PreparedData
 from tfrec.sequences import BucketedBatches
@@ -41,6 +41,7 @@ from tfrec.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 CONFIG, WEIGHTS, CHECKPOINT = "config.json", "model.weights.h5", "checkpoint.npz"
 HISTORY, METRICS = "history.csv", "metrics.json"
 MONITOR = "val_ndcg@10"
+SHOWN = (MONITOR, "val_hr@10")
 FULL_SOFTMAX_ITEMS = 50_000
 """The largest catalogue that `loss="auto"` trains with the full softmax."""
 LOSSES = ("auto", "full_softmax", "tfrs_retrieval")
@@ -84,10 +85,10 @@ class Config:
     loss: str = "auto"
     num_negatives: int = 1024
     temperature: float = 1.0
-    epochs: int = 40
+    epochs: int = 60
     patience: int = 10
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.004
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
     batch_positions: int | None = None
     seed: int = 0
     mixed_precision: bool = False
@@ -107,14 +108,17 @@ class Config:
             fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
             if not (fits or (none and value is None)):
                 raise ValueError(f"`{name}` must be {fields[name].type}. Received: {value!r}.")
-        config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        config = cls(**plain)
         if config.loss not in LOSSES:
             raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}. Received: {config.loss!r}.")
         for name in ("max_length", "width", "num_heads", "epochs", "patience", "temperature", "learning_rate"):
             if getattr(config, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {getattr(config, name)}.")
         if config.width % config.num_heads:
-            raise ValueError(f"`num_heads` must divide `width`. Received: num_heads={config.num_heads}, width={config.width}.")  # fmt: skip
+            raise ValueError(
+                f"`num_heads` must divide `width`. Received: num_heads={config.num_heads}, width={config.width}."
+            )
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,9 +148,14 @@ def build_model(config: Config, num_items: int) -> TwoTower:
     policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16" if config.mixed_precision else "float32")
     items = ItemTower(num_items, config.width, config.mlp_dims, dtype=policy, name="item_tower")
     sequence = SequenceTower(
-        config.max_length, config.num_blocks, config.num_heads, config.hidden_dim, config.dropout_rate,
-        dtype=policy, name="sequence_tower",
-    )  # fmt: skip
+        config.max_length,
+        config.num_blocks,
+        config.num_heads,
+        config.hidden_dim,
+        config.dropout_rate,
+        dtype=policy,
+        name="sequence_tower",
+    )
     model = TwoTower(items, sequence, name="two_tower")
     model.build()
     return model
@@ -183,15 +192,24 @@ class Run:
 
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
-            raise ValueError(f"`{folder}` is not a run: it has no {CONFIG}. Make one with `tfrec train DATA --out {folder}`.")
+            raise ValueError(
+                f"`{folder}` is not a run: it has no {CONFIG}. Make one with `tfrec train DATA --out {folder}`."
+            )
         if not (folder / WEIGHTS).is_file():
-            raise ValueError(f"`{folder}` has no weights yet: no epoch was finished. Go on with `tfrec train --resume`.")
+            raise ValueError(
+                f"`{folder}` has no weights yet: no epoch was finished. Go on with `tfrec train --resume`."
+            )
         config = Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         vocabulary = Vocabulary.load(folder)
         model = build_model(config, len(vocabulary))
         model.load_weights(folder / WEIGHTS)
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
         return cls(folder, config, model, vocabulary, pyarrow.parquet.read_table(folder / ITEMS).to_pydict(), metrics)
+
+    def recommend(self, history: Sequence[str], k: int = 10) -> list[tuple[str, float]]:
+        """The `k` best unseen items after `history` (item ids, oldest first), with their scores, best first."""
+        items, scores = recommend(self.model, [self.vocabulary.encode(history)], k, self.items["num_events"])
+        return [(i, s) for i, s in zip(self.vocabulary.decode(items[0]), scores[0].tolist(), strict=True) if i]
 
     def data(self) -> PreparedData:
         """The prepared data it was trained on.
@@ -201,8 +219,10 @@ class Run:
         """
         data = PreparedData.open(self.config.data)
         if data.vocabulary.item_ids != self.vocabulary.item_ids:
-            raise ValueError(f"`{self.config.data}` has another catalogue than the one `{self.folder}` was trained on. "
-                             f"Train again, or evaluate on the data of the run.")  # fmt: skip
+            raise ValueError(
+                f"`{self.config.data}` has another catalogue than the one `{self.folder}` was trained on. "
+                f"Train again, or evaluate on the data of the run."
+            )
         return data
 
 
@@ -245,17 +265,24 @@ class _Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
             epoch = len(self.history)
-            kept = f"The run keeps the weights of epoch {self.best['epoch']}." if self.history else "No epoch was finished."
-            raise DivergedError(f"The loss became {float(logs['loss'])} in epoch {epoch + 1}, step {batch + 1}. Lower "
-                                f"learning_rate (--set learning_rate=...), or train without --mixed-precision. {kept}")  # fmt: skip
+            kept = (
+                f"The run keeps the weights of epoch {self.best['epoch']}."
+                if self.history
+                else "No epoch was finished."
+            )
+            raise DivergedError(
+                f"The loss became {float(logs['loss'])} in epoch {epoch + 1}, step {batch + 1}. Lower "
+                f"learning_rate (--set learning_rate=...), or train without --mixed-precision. {kept}"
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         trained = time.perf_counter()
         metrics = evaluate_model(self.model, self.split, "validation")
-        logs |= {f"val_{name}": value for name, value in metrics.items()}
+        logs |= {name: metrics[name.removeprefix("val_")] for name in SHOWN}  # to the progress bar and TensorBoard
+        metrics = {f"val_{name}": value for name, value in metrics.items()}
         seconds = {"seconds": trained - self._begin, "val_seconds": time.perf_counter() - trained}
         rate = {"positions_per_second": self.batches.num_positions / seconds["seconds"]}
-        self.history.append({"epoch": epoch + 1} | {k: float(v) for k, v in (logs | seconds | rate).items()})
+        self.history.append({"epoch": epoch + 1} | {k: float(v) for k, v in (logs | metrics | seconds | rate).items()})
         if self.best is self.history[-1]:
             _write_whole(self.folder / WEIGHTS, self.model.save_weights)
         arrays = [v.numpy() for v in self._state()]
@@ -271,8 +298,14 @@ class _Progress(keras.callbacks.Callback):
             writer.writerows(self.history)
 
 
-def train(config: Config, out: str | os.PathLike, *, resume: bool = False, overwrite: bool = False,
-          callbacks: Sequence[keras.callbacks.Callback] = ()) -> Run:  # fmt: skip
+def train(
+    config: Config,
+    out: str | os.PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Run:
     """Train a model and write its run folder.
 
     The weights kept are those of the epoch with the best validation NDCG@10. Ctrl-C ends training and leaves a usable run.
@@ -295,11 +328,15 @@ def train(config: Config, out: str | os.PathLike, *, resume: bool = False, overw
             raise ValueError(f"There is nothing to resume in `{out}`: it has no {CONFIG}. Leave out --resume.")
         config = Config.from_dict(json.loads((out / CONFIG).read_text(encoding="utf-8")))
     elif out.exists() and any(out.iterdir()) and not overwrite:
-        raise FileExistsError(f"`{out}` exists. Pass --resume to go on, --overwrite to replace it, or choose another folder.")
+        raise FileExistsError(
+            f"`{out}` exists. Pass --resume to go on, --overwrite to replace it, or choose another folder."
+        )
     data = PreparedData.open(config.data)
     split = LeaveLastOut(data)
     if not len(split.users):
-        raise ValueError(f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories.")
+        raise ValueError(
+            f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories."
+        )
 
     keras.utils.set_random_seed(config.seed)
     model = build_model(config, data.num_items)
@@ -352,9 +389,12 @@ def train(config: Config, out: str | os.PathLike, *, resume: bool = False, overw
         "best_epoch": best["epoch"],
         "epochs": len(progress.history),
         "seconds": sum(row["seconds"] + row["val_seconds"] for row in progress.history),
-        "validation": {name.removeprefix("val_"): value for name, value in best.items()
-                       if name.startswith("val_") and name != "val_seconds"},
-    }  # fmt: skip
+        "validation": {
+            name.removeprefix("val_"): value
+            for name, value in best.items()
+            if name.startswith("val_") and name != "val_seconds"
+        },
+    }
     _write_whole(out / METRICS, lambda path: path.write_text(json.dumps(metrics, indent=2), encoding="utf-8"))
     return Run.open(out)
 

@@ -27,12 +27,21 @@ class TwoTower(keras.Model):
         super().__init__(**kwargs)
         self.item_tower = item_tower
         self.sequence_tower = sequence_tower
-        # Keras weighs each batch's loss by its rows; ours by its positions. Logs go by name, so this one is reported.
         self.mean_loss = keras.metrics.Mean(name="loss")
 
     def build(self, input_shape=None):
-        self.item_tower.build()
-        self.sequence_tower.build((None, None, self.item_tower.width))
+        if not self.item_tower.built:
+            self.item_tower.build()
+        if not self.sequence_tower.built:
+            self.sequence_tower.build((None, None, self.item_tower.width))
+
+    def build_from_config(self, config):
+        self.build()
+
+    @property
+    def metrics(self):
+        """Keras's own mean of the loss weighs batches by their rows; ours, by their positions, takes its place."""
+        return [m for m in super().metrics if m.name != "loss" or m is self.mean_loss]
 
     def call(self, inputs, training=None):
         vectors = self.item_tower(inputs["history"])  # B L D

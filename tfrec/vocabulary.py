@@ -50,9 +50,7 @@ class Vocabulary:
 
     def encode(self, item_ids: Iterable[str]) -> np.ndarray:
         """Ids to int32 indexes: `""` to `PAD_INDEX`, an id not in the catalogue to `OOV_INDEX`."""
-        return np.array(
-            [self._index.get(i, OOV_INDEX) if i else PAD_INDEX for i in item_ids], dtype=np.int32
-        )
+        return np.array([self._index.get(i, OOV_INDEX) if i else PAD_INDEX for i in item_ids], dtype=np.int32)
 
     def decode(self, item_indexes: Iterable[int]) -> list[str]:
         """Indexes to ids; padding and unknown become `""`."""
@@ -60,8 +58,12 @@ class Vocabulary:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write `vocabulary.json`: plain JSON, so that an app or a service in any language reads it."""
-        content = {"pad_index": PAD_INDEX, "oov_index": OOV_INDEX, "first_item_index": FIRST_ITEM_INDEX,
-                   "item_ids": self.item_ids}  # fmt: skip
+        content = {
+            "pad_index": PAD_INDEX,
+            "oov_index": OOV_INDEX,
+            "first_item_index": FIRST_ITEM_INDEX,
+            "item_ids": self.item_ids,
+        }
         Path(folder, self.FILE_NAME).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod

@@ -34,7 +34,7 @@ class ServingError(Exception):
         code: the gRPC status code.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    def __init__(self, code: grpc.StatusCode, message: str | None) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
 
@@ -54,7 +54,9 @@ class Client:
     Every method raises `ServingError`.
     """
 
-    def __init__(self, address: str, model_name: str = "default", version: int | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self, address: str, model_name: str = "default", version: int | None = None, timeout: float = 10.0
+    ) -> None:
         self._channel = grpc.insecure_channel(address)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._spec = model_pb2.ModelSpec(name=model_name)

@@ -81,8 +81,12 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         try:
             unknown = [field for field in request.metadata_field if field != "signature_def"]
             if unknown or not request.metadata_field:
-                raise RequestError("INVALID_ARGUMENT", f"Metadata field {unknown[0]} is not supported" if unknown else
-                                   "GetModelMetadataRequest must specify at least one metadata_field")  # fmt: skip
+                raise RequestError(
+                    "INVALID_ARGUMENT",
+                    f"Metadata field {unknown[0]} is not supported"
+                    if unknown
+                    else "GetModelMetadataRequest must specify at least one metadata_field",
+                )
             return metadata(find(self.models, request.model_spec))
         except RequestError as error:
             context.abort(grpc.StatusCode[error.code], str(error))

@@ -99,7 +99,9 @@ def parse_request(body: bytes, servable: Servable) -> tuple[str, dict[str, np.nd
     columns = _columns(request["instances"], definition) if is_row else request["inputs"]
     if not isinstance(columns, dict) or (list(columns) == ["b64"] and "b64" not in definition.inputs):
         if len(definition.inputs) != 1:
-            raise RequestError("INVALID_ARGUMENT", f"`inputs` must be an object with: {', '.join(sorted(definition.inputs))}.")
+            raise RequestError(
+                "INVALID_ARGUMENT", f"`inputs` must be an object with: {', '.join(sorted(definition.inputs))}."
+            )
         columns = {next(iter(definition.inputs)): columns}
     inputs = {}
     for name, value in columns.items():
@@ -116,7 +118,9 @@ def _columns(instances: Any, definition: meta_graph_pb2.SignatureDef) -> dict[st
     is_named = [isinstance(row, dict) and list(row) != ["b64"] for row in instances]
     if not any(is_named):
         if len(definition.inputs) != 1:
-            raise RequestError("INVALID_ARGUMENT", f"Each instance must be an object with: {', '.join(sorted(definition.inputs))}.")
+            raise RequestError(
+                "INVALID_ARGUMENT", f"Each instance must be an object with: {', '.join(sorted(definition.inputs))}."
+            )
         return {next(iter(definition.inputs)): instances}
     names = set(instances[0]) if is_named[0] else set()
     if not all(is_named) or any(set(row) != names for row in instances):
@@ -137,7 +141,11 @@ def format_answer(outputs: Mapping[str, np.ndarray], is_row: bool) -> dict[str, 
 def _json_value(array: np.ndarray) -> Any:
     """Nested lists: bytes as text, float32 as the shortest decimal that reads back as the same float32."""
     if array.dtype.kind == "O":
-        return np.frompyfunc(lambda b: b.decode("utf-8", "replace"), 1, 1)(array).tolist() if array.size else array.tolist()
+        return (
+            np.frompyfunc(lambda b: b.decode("utf-8", "replace"), 1, 1)(array).tolist()
+            if array.size
+            else array.tolist()
+        )
     if array.dtype == np.float32:
         return np.frompyfunc(lambda x: float(str(x)), 1, 1)(array).tolist() if array.size else array.tolist()
     return array.tolist()
@@ -208,5 +216,7 @@ class RestServer:
 
 
 def _proto_response(message) -> web.Response:
-    text = json_format.MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    text = json_format.MessageToJson(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     return web.Response(text=text, content_type="application/json")

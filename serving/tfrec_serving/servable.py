@@ -46,13 +46,16 @@ class Servable:
                 try:
                     importlib.import_module(OP_PACKAGES[package])
                 except ImportError as error:
-                    raise ValueError(f"`{folder}` needs the ops of {package}: pip install {package.lower()}. "
-                                     "Or export with `--index exact`.") from error  # fmt: skip
+                    raise ValueError(
+                        f"`{folder}` needs the ops of {package}: pip install {package.lower()}. "
+                        "Or export with `--index exact`."
+                    ) from error
         proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = {
-            name: definition for name, definition in proto.meta_graphs[0].signature_def.items()
+            name: definition
+            for name, definition in proto.meta_graphs[0].signature_def.items()
             if not name.startswith("__")
-        }  # fmt: skip
+        }
         self._model = tf.saved_model.load(str(folder))
         self._functions = self._model.signatures
         self._warm_up()
@@ -66,7 +69,9 @@ class Servable:
                 inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
                 self.predict(request.model_spec.signature_name, inputs)
 
-    def predict(self, signature_name: str, inputs: Mapping[str, np.ndarray], outputs: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    def predict(
+        self, signature_name: str, inputs: Mapping[str, np.ndarray], outputs: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
         """Run a signature.
 
         Args:
@@ -82,8 +87,11 @@ class Servable:
         outputs = list(outputs)
         for alias in outputs:
             if alias not in definition.outputs:
-                raise RequestError("INVALID_ARGUMENT", f"output tensor alias not found in signature: {alias} Outputs "
-                                   f"expected to be in the set {{{','.join(sorted(definition.outputs))}}}.")  # fmt: skip
+                raise RequestError(
+                    "INVALID_ARGUMENT",
+                    f"output tensor alias not found in signature: {alias} Outputs "
+                    f"expected to be in the set {{{','.join(sorted(definition.outputs))}}}.",
+                )
         tensors = {}
         for name, value in inputs.items():
             spec = definition.inputs[name]
@@ -91,15 +99,19 @@ class Servable:
             received = "string" if value.dtype.kind in "OSU" else value.dtype.name
             if received != dtype.name:
                 raise RequestError("INVALID_ARGUMENT", f'input "{name}" must be {dtype.name}. Received: {received}.')
-            if not spec.tensor_shape.unknown_rank and not tf.TensorShape(spec.tensor_shape).is_compatible_with(value.shape):
+            if not spec.tensor_shape.unknown_rank and not tf.TensorShape(spec.tensor_shape).is_compatible_with(
+                value.shape
+            ):
                 shape = [d.size for d in spec.tensor_shape.dim]
-                raise RequestError("INVALID_ARGUMENT", f'input "{name}" must have shape {shape} (-1 is any size). '
-                                   f"Received: {list(value.shape)}.")  # fmt: skip
+                raise RequestError(
+                    "INVALID_ARGUMENT",
+                    f'input "{name}" must have shape {shape} (-1 is any size). Received: {list(value.shape)}.',
+                )
             tensors[name] = tf.constant(value, dtype)
         try:
             answer = self._functions[signature_name](**tensors)
         except tf.errors.OpError as error:
-            raise RequestError("INVALID_ARGUMENT", error.message.splitlines()[0]) from error
+            raise RequestError("INVALID_ARGUMENT", _reason(error)) from error
         return {name: value.numpy() for name, value in answer.items() if not outputs or name in outputs}
 
     def signature(self, signature_name: str) -> meta_graph_pb2.SignatureDef:
@@ -109,13 +121,23 @@ class Servable:
         return self.signature_defs[signature_name]
 
 
+def _reason(error: tf.errors.OpError) -> str:
+    """What went wrong, out of a message that also tells of nodes and stack traces."""
+    frame = ("Graph execution error", "Detected at node", "<stack traces", "\t")
+    lines = [line for line in error.message.splitlines() if line.strip() and not line.startswith(frame)]
+    return lines[0] if lines else error.message
+
+
 def _check_names(inputs: Mapping[str, np.ndarray], definition: meta_graph_pb2.SignatureDef) -> None:
     sent, wanted = set(inputs), set(definition.inputs)
     if sent != wanted:
         join = lambda names: "{" + ",".join(sorted(names)) + "}"  # noqa: E731
-        raise RequestError("INVALID_ARGUMENT", f"input size does not match signature: {len(sent)}!={len(wanted)} "
-                           f"len({join(sent)}) != len({join(wanted)}). Sent extra: {join(sent - wanted)}. "
-                           f"Missing but required: {join(wanted - sent)}.")  # fmt: skip
+        raise RequestError(
+            "INVALID_ARGUMENT",
+            f"input size does not match signature: {len(sent)}!={len(wanted)} "
+            f"len({join(sent)}) != len({join(wanted)}). Sent extra: {join(sent - wanted)}. "
+            f"Missing but required: {join(wanted - sent)}.",
+        )
 
 
 class Models:

@@ -28,8 +28,14 @@ class Server:
         ValueError: there is no version folder, or it cannot be loaded.
     """
 
-    def __init__(self, model_base_path: str | os.PathLike, port: int = 8500, rest_api_port: int | None = None,
-                 model_name: str = "default", host: str = "127.0.0.1") -> None:  # fmt: skip
+    def __init__(
+        self,
+        model_base_path: str | os.PathLike,
+        port: int = 8500,
+        rest_api_port: int | None = None,
+        model_name: str = "default",
+        host: str = "127.0.0.1",
+    ) -> None:
         from tfrec_serving import grpc_services
         from tfrec_serving.rest import RestServer
         from tfrec_serving.servable import Models, Servable, newest_version
@@ -37,7 +43,9 @@ class Server:
         models = Models([Servable(model_name, newest_version(Path(model_base_path)))])
         self._grpc, self.port = grpc_services.start(models, f"{host}:{port}")
         self._rest = None if rest_api_port is None else RestServer(models)
-        self.rest_api_port = None if rest_api_port is None or self._rest is None else self._rest.start(host, rest_api_port)
+        self.rest_api_port = (
+            None if rest_api_port is None or self._rest is None else self._rest.start(host, rest_api_port)
+        )
 
     def stop(self) -> None:
         """Let running requests finish, then stop."""
@@ -52,15 +60,23 @@ class Server:
         self.stop()
 
 
-def serve(model_base_path: str | os.PathLike, port: int = 8500, rest_api_port: int | None = None,
-          model_name: str = "default", host: str = "127.0.0.1") -> None:  # fmt: skip
+def serve(
+    model_base_path: str | os.PathLike,
+    port: int = 8500,
+    rest_api_port: int | None = None,
+    model_name: str = "default",
+    host: str = "127.0.0.1",
+) -> None:
     """Serve until SIGINT or SIGTERM."""
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     with Server(model_base_path, port, rest_api_port, model_name, host) as server:
         rest = "" if server.rest_api_port is None else f", REST at {host}:{server.rest_api_port}"
-        print(f"Serving `{model_name}` from {model_base_path}: gRPC at {host}:{server.port}{rest}. Ctrl-C stops.", flush=True)
+        print(
+            f"Serving `{model_name}` from {model_base_path}: gRPC at {host}:{server.port}{rest}. Ctrl-C stops.",
+            flush=True,
+        )
         stopped.wait()
 
 

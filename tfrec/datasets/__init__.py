@@ -20,8 +20,9 @@ PUBLIC: Mapping[str, Callable[[], dict[str, pa.Table]]] = {
 NAMES = (*PUBLIC, "synthetic")
 
 
-def prepare_dataset(name: str, out: str | os.PathLike, *, prepare_options: Mapping[str, Any] | None = None,
-                    **synthetic_options: Any) -> Report:  # fmt: skip
+def prepare_dataset(
+    name: str, out: str | os.PathLike, *, prepare_options: Mapping[str, Any] | None = None, **synthetic_options: Any
+) -> Report:
     """Write named data as prepared data.
 
     Args:

@@ -9,8 +9,10 @@ import pyarrow as pa
 
 from tfrec.datasets.download import Source, find
 
-BEAUTY = Source("https://raw.githubusercontent.com/RUCAIBox/CIKM2020-S3Rec/master/data/Beauty.txt",
-                "cb03635343187f36526ed4ba48102b53")  # fmt: skip
+BEAUTY = Source(
+    "https://raw.githubusercontent.com/RUCAIBox/CIKM2020-S3Rec/master/data/Beauty.txt",
+    "cb03635343187f36526ed4ba48102b53",
+)
 
 
 def beauty() -> dict[str, pa.Table]:
@@ -27,13 +29,16 @@ def beauty() -> dict[str, pa.Table]:
     histories = lines("Beauty.txt")
     users = [history[0] for history in histories for _ in history[1:]]
     items = list(chain.from_iterable(history[1:] for history in histories))
-    has_times = (folder / "Beauty_times.txt").is_file()
-    times = list(chain.from_iterable(row[1:] for row in lines("Beauty_times.txt"))) if has_times else pa.nulls(len(items), pa.string())  # fmt: skip
+    times = pa.nulls(len(items), pa.string())
+    if (folder / "Beauty_times.txt").is_file():
+        times = pa.array(list(chain.from_iterable(row[1:] for row in lines("Beauty_times.txt"))))
     tables = {"events": pa.table({"user": users, "item": items, "time": times})}
     if (folder / "Beauty_item2attributes.json").is_file():
         attributes = json.loads((folder / "Beauty_item2attributes.json").read_text())
-        tables["items"] = pa.table({
-            "item_id": list(attributes),
-            "attributes": pa.array([[str(a) for a in own] for own in attributes.values()], pa.list_(pa.string())),
-        })  # fmt: skip
+        tables["items"] = pa.table(
+            {
+                "item_id": list(attributes),
+                "attributes": pa.array([[str(a) for a in own] for own in attributes.values()], pa.list_(pa.string())),
+            }
+        )
     return tables

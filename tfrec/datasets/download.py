@@ -59,8 +59,10 @@ def find(folder: str, layouts: Sequence[Sequence[str]], source: Source) -> Path:
         return download(source, cache_folder() / folder)
     except OSError as error:
         looked = " and ".join(f"`{place}`" for place in places)
-        raise UnavailableError(f"{folder}: no {', '.join(layouts[0])} in {looked}, and {source.url} cannot be reached "
-                               f"({error}). Put the files there, or set TFREC_DATA_DIR.") from error  # fmt: skip
+        raise UnavailableError(
+            f"{folder}: no {', '.join(layouts[0])} in {looked}, and {source.url} cannot be reached "
+            f"({error}). Put the files there, or set TFREC_DATA_DIR."
+        ) from error
 
 
 def download(source: Source, folder: Path) -> Path:
@@ -70,10 +72,11 @@ def download(source: Source, folder: Path) -> Path:
         archive = Path(aside, Path(source.url).name)
         with urllib.request.urlopen(source.url, timeout=30) as response, archive.open("wb") as file:
             size = int(response.headers.get("Content-Length") or 0)
-            show = console.is_terminal and size > 0
-            shutil.copyfileobj(
-                wrap_file(response, size, description=f"Downloading {archive.name}", console=console) if show else response, file
-            )
+            if console.is_terminal and size:
+                with wrap_file(response, size, description=f"Downloading {archive.name}", console=console) as shown:
+                    shutil.copyfileobj(shown, file)
+            else:
+                shutil.copyfileobj(response, file)
         with archive.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != source.md5:

@@ -10,8 +10,11 @@ import pyarrow as pa
 from tfrec.datasets.download import Source, find
 
 PUBLISHER = "https://files.grouplens.org/datasets/movielens"
-ML_100K = Source(f"{PUBLISHER}/ml-100k.zip", "0e33842e24a9c977be4e0107933c0723",
-                 ["ml-100k/u.data", "ml-100k/u.item", "ml-100k/u.genre"])  # fmt: skip
+ML_100K = Source(
+    f"{PUBLISHER}/ml-100k.zip",
+    "0e33842e24a9c977be4e0107933c0723",
+    ["ml-100k/u.data", "ml-100k/u.item", "ml-100k/u.genre"],
+)
 ML_1M = Source(f"{PUBLISHER}/ml-1m.zip", "c4d9eecfca2ab87c1945afe126590906", ["ml-1m/ratings.dat", "ml-1m/movies.dat"])
 MIN_RATINGS = 5
 """ML-1M in the recommender literature (the SASRec file) leaves out movies with fewer ratings."""
@@ -32,8 +35,10 @@ def movielens_100k() -> dict[str, pa.Table]:
     folder = find("ml-100k", [["u.data", "u.item", "u.genre"]], ML_100K)
     users, items, _, times = zip(*_lines(folder / "u.data", "\t"), strict=True)
     genres = [fields[0] for fields in _lines(folder / "u.genre", "|")]
-    properties = [(fields[0], fields[1], [g for g, has in zip(genres, fields[5:], strict=True) if has == "1"])
-                  for fields in _lines(folder / "u.item", "|")]  # fmt: skip
+    properties = [
+        (fields[0], fields[1], [g for g, has in zip(genres, fields[5:], strict=True) if has == "1"])
+        for fields in _lines(folder / "u.item", "|")
+    ]
     return {"events": pa.table({"user": users, "item": items, "time": times}), "items": _items(properties)}
 
 
@@ -48,14 +53,18 @@ def movielens_1m() -> dict[str, pa.Table]:
     if (folder / "sequences.txt").is_file():
         original = dict(_lines(folder / "sas_to_original_items.txt", " "))
         histories = _lines(folder / "sequences.txt", " ")
-        users = np.repeat(np.arange(1, len(histories) + 1), [len(history) for history in histories])
-        events = {"user": pa.array(users).cast(pa.string()), "item": [original[i] for history in histories for i in history],
-                  "time": pa.nulls(len(users), pa.string())}  # fmt: skip
+        numbers = np.repeat(np.arange(1, len(histories) + 1), [len(history) for history in histories])
+        events = {
+            "user": pa.array(numbers).cast(pa.string()),
+            "item": [original[i] for history in histories for i in history],
+            "time": pa.nulls(len(numbers), pa.string()),
+        }
     else:
         users, items, _, times = zip(*_lines(folder / "ratings.dat", "::"), strict=True)
-        names, index, counts = np.unique(items, return_inverse=True, return_counts=True)
+        _names, index, counts = np.unique(items, return_inverse=True, return_counts=True)
         is_kept = counts[index] >= MIN_RATINGS
-        events = {name: np.asarray(column)[is_kept] for name, column in
-                  (("user", users), ("item", items), ("time", times))}  # fmt: skip
+        events = {
+            name: np.asarray(column)[is_kept] for name, column in (("user", users), ("item", items), ("time", times))
+        }
     properties = [(fields[0], fields[1], fields[2].split("|")) for fields in _lines(folder / "movies.dat", "::")]
     return {"events": pa.table(events), "items": _items(properties)}

@@ -43,9 +43,11 @@ def synthetic(
         ValueError: the sizes do not fit together.
     """
     if num_items % num_interests or not MIN_EVENTS <= events_per_user < num_items:
-        raise ValueError("`num_interests` must divide `num_items`, and `events_per_user` must be from 3 to below `num_items`. "
-                         f"Received: num_items={num_items}, num_interests={num_interests}, "
-                         f"events_per_user={events_per_user}.")  # fmt: skip
+        raise ValueError(
+            "`num_interests` must divide `num_items`, and `events_per_user` must be from 3 to below `num_items`. "
+            f"Received: num_items={num_items}, num_interests={num_interests}, "
+            f"events_per_user={events_per_user}."
+        )
     rng = np.random.default_rng(seed)
     per_interest = num_items // num_interests
     zipf = 1 / np.arange(1, per_interest + 1)
@@ -79,11 +81,19 @@ def synthetic(
         probability[history[user, :-1]] = 0
         top[user] = -np.sort(-probability)[:10] / probability.sum() if num_items >= 10 else np.nan
     about = {
-        "synthetic": {"num_users": num_users, "num_items": num_items, "events_per_user": events_per_user,
-                      "num_interests": num_interests, "predictability": predictability, "seed": seed},
-        "bayes_optimal": {"hr@10": float(top.sum(axis=1).mean()),
-                          "ndcg@10": float((top / np.log2(np.arange(2, 12))).sum(axis=1).mean())},
-    }  # fmt: skip
+        "synthetic": {
+            "num_users": num_users,
+            "num_items": num_items,
+            "events_per_user": events_per_user,
+            "num_interests": num_interests,
+            "predictability": predictability,
+            "seed": seed,
+        },
+        "bayes_optimal": {
+            "hr@10": float(top.sum(axis=1).mean()),
+            "ndcg@10": float((top / np.log2(np.arange(2, 12))).sum(axis=1).mean()),
+        },
+    }
     users = np.repeat(np.arange(num_users), events_per_user)
     times = START + users % 1000 + np.tile(np.arange(events_per_user), num_users) * 3600
     as_text = lambda prefix, numbers: pa.array(np.char.add(prefix, numbers.astype(str)))  # noqa: E731
@@ -93,4 +103,5 @@ def synthetic(
     rank_of[item_of] = np.arange(per_interest)
     titles = [f"Interest {interest_of[i]}, number {rank_of[i] + 1}" for i in items]
     genres = pa.array([[f"interest {interest_of[i]}"] for i in items], pa.list_(pa.string()))
-    return {"events": pa.table(events), "items": pa.table({"item_id": as_text("item-", items), "title": titles, "genres": genres})}, about  # fmt: skip
+    properties = {"item_id": as_text("item-", items), "title": titles, "genres": genres}
+    return {"events": pa.table(events), "items": pa.table(properties)}, about

@@ -1,9 +1,9 @@
 """Top-k retrieval inside a SavedModel: one interface, several kinds.
 
-    index.query(queries, k) -> (scores, items)   float32 and int32, (batch, min(k, num_items)), best first
-    index.is_exact                               True when nothing better can be missed
-    index.custom_ops                             packages whose ops a server needs beyond stock TensorFlow
-    index.settings                               how it was built, for the manifest
+index.query(queries, k) -> (scores, items)   float32 and int32, (batch, min(k, num_items)), best first
+index.is_exact                               True when nothing better can be missed
+index.custom_ops                             packages whose ops a server needs beyond stock TensorFlow
+index.settings                               how it was built, for the manifest
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def build_index(kind: str, vectors: np.ndarray) -> ExactIndex:
     if kind not in KINDS:
         raise ValueError(f"`index` must be one of {', '.join(KINDS)}. Received: {kind!r}.")
     if not np.isfinite(vectors).all():
-        raise ValueError(f"Item {int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])} has a vector with NaN or infinity.")
+        raise ValueError(
+            f"Item {int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])} has a vector with NaN or infinity."
+        )
     if kind == "exact":
         return ExactIndex(vectors)
     from tfrec.index.scann import ScannIndex

@@ -15,6 +15,8 @@ BRUTE_FORCE_ITEMS = 1_000
 """Below this many items there is nothing to quantise."""
 FLAT_ITEMS = 200_000
 """Up to this many items all are scored, quantised; above, only those of the nearest leaves of a tree."""
+REORDERED = 500
+"""At least this many of the best by quantised scores get exact ones."""
 
 
 class ScannIndex(ExactIndex):
@@ -32,28 +34,34 @@ class ScannIndex(ExactIndex):
         try:
             from scann.scann_ops.py import scann_ops
         except ImportError as error:
-            raise ImportError("The `scann` index needs the package scann (Linux only): pip install scann==1.4.2. "
-                              "Or choose `--index exact`.") from error  # fmt: skip
+            raise ImportError(
+                "The `scann` index needs the package scann (Linux only): pip install scann==1.4.2. "
+                "Or choose `--index exact`."
+            ) from error
         super().__init__(vectors)
         builder = scann_ops.builder(vectors, 10, "dot_product")
         if self.num_items < BRUTE_FORCE_ITEMS:
             self.settings = {"scoring": "brute force"}
             builder = builder.score_brute_force()
         else:
-            self.settings = {"scoring": "anisotropic hashing", "dimensions_per_block": 2,
-                             "anisotropic_quantization_threshold": 0.2, "reorder": "max(200, 4 k)"}  # fmt: skip
+            self.settings = {
+                "scoring": "anisotropic hashing",
+                "dimensions_per_block": 2,
+                "anisotropic_quantization_threshold": 0.2,
+                "reorder": f"max({REORDERED}, 4 k)",
+            }
             if self.num_items > FLAT_ITEMS:
                 leaves = int(self.num_items**0.5)
                 self.settings |= {"leaves": leaves, "leaves_to_search": leaves // 7}
                 builder = builder.tree(leaves, leaves // 7, training_sample_size=min(self.num_items, 250_000))
-            builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(200)
+            builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDERED)
         self._searcher = builder.build().serialize_to_module()
         self._scann_ops = scann_ops
 
     def query(self, queries: tf.Tensor, k: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
         k = tf.minimum(k, self.num_items)
         searcher = self._scann_ops.searcher_from_module(self._searcher)
-        candidates = tf.minimum(tf.maximum(200, 4 * k), self.num_items)
+        candidates = tf.minimum(tf.maximum(REORDERED, 4 * k), self.num_items)
         items, scores = searcher.search_batched(queries, final_num_neighbors=k, pre_reorder_num_neighbors=candidates)
         items.set_shape((None, None))
         scores.set_shape((None, None))

@@ -1,0 +1,76 @@
+"""One small real run, shared by the tests: a synthetic log whose best hit rate is known, trained until it nearly has it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfrec.datasets import prepare_dataset
+from tfrec.export import export
+from tfrec.prepared import PreparedData
+from tfrec.towers import ItemTower
+from tfrec.training import Config, Run, train
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    prepare_dataset("synthetic", folder, num_users=2000, num_items=200, events_per_user=20, num_interests=10)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(data_folder) -> PreparedData:
+    return PreparedData.open(data_folder)
+
+
+@pytest.fixture(scope="session")
+def small_config(data_folder) -> Config:
+    return Config(str(data_folder), max_length=24, width=32, dropout_rate=0.1, learning_rate=5e-3, epochs=14)
+
+
+@pytest.fixture(scope="session")
+def run(small_config, tmp_path_factory) -> Run:
+    return train(small_config, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="session")
+def exact_export(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "exact"
+    export(run, folder, index="exact")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scann_export(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "scann"
+    export(run, folder, index="scann")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """Where the public data lies; tests that need it are skipped on machines without it."""
+    folder = os.environ.get("TFREC_DATA_DIR")
+    if not folder:
+        pytest.skip("TFREC_DATA_DIR is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def item_tower_of():
+    """Makes an item tower with given vectors; those of padding and unknown are nothing that may be read."""
+
+    def make(vectors) -> ItemTower:
+        tower = ItemTower(*np.shape(vectors))
+        tower.build()
+        tower.table.assign(np.concatenate([np.full((2, np.shape(vectors)[1]), 99.0), vectors]))
+        return tower
+
+    return make

@@ -1,0 +1,187 @@
+"""The contract that every layer passes, and what is particular to each."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from tfrec.layers import CausalSelfAttention, PositionFromNewest, TransformerBlock
+from tfrec.layers.attention import attention_weights
+from tfrec.layers.positions import steps_from_newest
+from tfrec.towers import ItemTower, SequenceTower, newest
+
+BATCH, LENGTH, WIDTH = 3, 7, 10  # with 2 or 5 heads, every axis has a size of its own
+
+LAYERS = {
+    "attention": (CausalSelfAttention, {"num_heads": 5, "dropout_rate": 0.1}),
+    "block": (TransformerBlock, {"num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1}),
+    "positions": (PositionFromNewest, {"max_length": 11}),
+    "tower": (
+        SequenceTower,
+        {"max_length": 11, "num_blocks": 2, "num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1},
+    ),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def make(request):
+    cls, arguments = LAYERS[request.param]
+    return lambda **others: cls(**(arguments | others))
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def is_real():
+    return np.arange(LENGTH) >= np.array([[0], [4], [6]])  # 7, 3 and 1 real items, on the right
+
+
+def test_config_round_trip(make):
+    layer = make(name="one")
+    config = layer.get_config()
+    assert type(layer).from_config(config).get_config() == config
+    for name, value in LAYERS[next(k for k, (cls, _) in LAYERS.items() if cls is type(layer))][1].items():
+        assert config[name] == value
+
+
+@pytest.mark.parametrize("policy", ["float32", "float16", "bfloat16", "mixed_bfloat16", "mixed_float16"])
+def test_shape_and_dtype(make, x, is_real, policy):
+    layer = make(dtype=policy)
+    out = layer(x, is_real)
+    assert out.shape == layer.compute_output_shape(x.shape) == x.shape
+    assert keras.backend.standardize_dtype(out.dtype) == layer.compute_dtype
+    exact = make()
+    exact(x, is_real)
+    exact.set_weights(layer.get_weights())
+    difference = np.abs(ops.convert_to_numpy(ops.cast(out, "float32")) - np.array(exact(x, is_real)))[is_real]
+    assert difference.max() < (1e-6 if policy == "float32" else 0.06)
+
+
+def test_one_fit_step_then_save_and_reload(make, x, is_real, tmp_path):
+    inputs = keras.Input((None, WIDTH)), keras.Input((None,), dtype="bool")
+    model = keras.Model(inputs, make()(*inputs))
+    before = [w.copy() for w in model.get_weights()]
+    model.compile("sgd", "mse")
+    model.fit([x, is_real], np.flip(x), verbose=0)
+    assert all((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded([x, is_real]), model([x, is_real]))
+
+
+def test_litert_gives_the_same_values(make, x, is_real):
+    from ai_edge_litert.interpreter import Interpreter
+
+    layer = make()
+    layer(x, is_real)
+    module = tf.Module()
+    module.variables_ = [v.value for v in layer.variables]
+    function = tf.function(
+        lambda x, is_real: layer(x, is_real),
+        input_signature=[tf.TensorSpec(x.shape, tf.float32), tf.TensorSpec(is_real.shape, tf.bool)],
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], module)
+    runner = Interpreter(model_content=converter.convert()).get_signature_runner()
+    (out,) = runner(x=x, is_real=is_real).values()
+    np.testing.assert_allclose(out[is_real], np.array(layer(x, is_real))[is_real], atol=2e-5)
+
+
+def test_a_later_item_changes_no_earlier_output(make, x):
+    layer, is_real = make(), np.ones((BATCH, LENGTH), bool)
+    before = np.array(layer(x, is_real))
+    x[:, 5] = x[:, 5, ::-1]
+    after = np.array(layer(x, is_real))
+    np.testing.assert_allclose(after[:, :5], before[:, :5], atol=1e-6)
+    assert (np.abs(after[:, 5] - before[:, 5]) > 1e-3).any(axis=1).all()
+
+
+def test_what_padding_holds_and_how_much_there_is_changes_nothing(make, x, is_real):
+    layer = make()
+    before = np.array(layer(x, is_real))
+    x[~is_real] = 77.0
+    np.testing.assert_allclose(np.array(layer(x, is_real))[is_real], before[is_real], atol=1e-6)
+    wider = np.concatenate([np.full((BATCH, 3, WIDTH), 5.0, np.float32), x], axis=1)
+    real = np.concatenate([np.zeros((BATCH, 3), bool), is_real], axis=1)
+    np.testing.assert_allclose(np.array(layer(wider, real))[:, 3:][is_real], before[is_real], atol=1e-6)
+
+
+def test_a_row_of_padding_is_finite_and_hurts_no_gradient(make, x):
+    layer, nothing = make(), np.zeros((BATCH, LENGTH), bool)
+    with tf.GradientTape() as tape:
+        out = layer(x, nothing)
+        loss = ops.sum(ops.square(out))
+    assert np.isfinite(out).all()
+    assert all(
+        np.isfinite(tf.convert_to_tensor(g)).all()
+        for g in tape.gradient(loss, [v.value for v in layer.trainable_variables])
+    )
+    if isinstance(layer, (CausalSelfAttention, SequenceTower)):
+        assert not np.any(out)
+
+
+def test_dropout_only_in_training(x, is_real):
+    layer = TransformerBlock(2, 13, dropout_rate=0.5)
+    np.testing.assert_array_equal(layer(x, is_real), layer(x, is_real))
+    assert (np.array(layer(x, is_real, training=True)) != np.array(layer(x, is_real, training=True))).any()
+
+
+def test_attention_by_hand():
+    """Two positions, one head, width 1: query (1, 2), key (3, log(3)/2 + 3); logits of the second row differ by log 3."""
+    query = np.array([1.0, 2.0], np.float32).reshape(1, 1, 2, 1)
+    key = np.array([3.0, 3.0 + np.log(3) / 2], np.float32).reshape(1, 1, 2, 1)
+    weights = np.array(attention_weights(query, key, np.array([[True, False], [True, True]])))
+    np.testing.assert_allclose(weights[0, 0], [[1.0, 0.0], [0.25, 0.75]], atol=1e-6)
+
+
+def test_attention_mixes_values_by_hand():
+    layer = CausalSelfAttention(num_heads=1)
+    layer.build((None, None, 2))
+    eye, zero = np.eye(2, dtype=np.float32), np.zeros((2, 2), np.float32)
+    layer.set_weights([np.concatenate([zero, zero, eye], axis=1), eye])  # no preference: the mean of what is visible
+    out = layer(np.array([[[9.0, 9.0], [2.0, 4.0], [4.0, 8.0]]], np.float32), np.array([[False, True, True]]))
+    np.testing.assert_allclose(out[0], [[0, 0], [2, 4], [3, 6]], atol=1e-6)
+
+
+def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(ValueError, match=r"`num_heads` must divide the width of `x`. Received: num_heads=3, width=10."):
+        CausalSelfAttention(num_heads=3).build((None, None, 10))
+
+
+def test_positions_count_real_items_from_the_newest():
+    is_real = np.array([[False, True, True, True], [True, False, True, True]])
+    steps = np.array(steps_from_newest(is_real))
+    assert steps[is_real].tolist() == [2, 1, 0, 2, 1, 0]
+
+
+def test_positions_beyond_the_table_share_its_last_row():
+    layer = PositionFromNewest(max_length=2)
+    out = np.array(layer(np.zeros((1, 4, 3), np.float32), np.ones((1, 4), bool)))[0]
+    table = layer.get_weights()[0]
+    np.testing.assert_array_equal(out, table[[1, 1, 1, 0]])
+
+
+def test_newest_picks_the_last_real_position(x):
+    is_real = np.array([[True] * 7, [False, True, True, False, False, False, False], [False] * 7])
+    out = np.array(newest(x, is_real))
+    np.testing.assert_array_equal(out, [x[0, 6], x[1, 2], np.zeros(WIDTH)])
+
+
+def test_item_tower_config_values_and_catalogue():
+    tower = ItemTower(num_items=4, width=6, mlp_dims=[5])
+    assert ItemTower.from_config(tower.get_config()).get_config() == tower.get_config()
+    vectors = np.array(tower(np.array([[2, 3], [4, 5]])))
+    assert vectors.shape == tower.compute_output_shape((2, 2)) == (2, 2, 6)
+    np.testing.assert_allclose(vectors.reshape(4, 6), tower.catalogue(), atol=1e-6)
+    plain = ItemTower(num_items=4, width=6)
+    plain.build()
+    plain.set_weights(tower.get_weights()[:1])
+    assert np.abs(np.array(plain.catalogue()) - np.array(tower.catalogue())).max() > 1e-4  # the MLP does something
+
+
+def test_an_empty_catalogue_is_refused():
+    with pytest.raises(ValueError, match="`num_items` must be at least 1. Received: num_items=0."):
+        ItemTower(num_items=0, width=6)

@@ -1,0 +1,229 @@
+import csv
+import dataclasses
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from tfrec.prepared import PreparedData
+from tfrec.training import Config, DivergedError, Run, build_model, parse_settings, train
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Ends training as a kill or Ctrl-C would, after an epoch or in the middle of one."""
+
+    def __init__(self, error, epoch, batch=None):
+        super().__init__()
+        self.error, self.at_epoch, self.at_batch = error, epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (self.at_epoch, self.at_batch):
+            raise self.error
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.at_batch is None and epoch == self.at_epoch:
+            raise self.error
+
+
+@pytest.fixture(scope="module")
+def tiny(small_config):
+    """Two compiled shapes, four short epochs."""
+    return dataclasses.replace(small_config, epochs=4, batch_positions=4096, num_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny, folder)
+    return folder
+
+
+def state(folder):
+    with np.load(folder / "checkpoint.npz") as saved:
+        return {name: saved[name] for name in saved if name != "history"}
+
+
+def history(folder):
+    with (folder / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(a, b):
+    for name, value in state(a).items():
+        np.testing.assert_array_equal(value, state(b)[name])
+    timed = {"seconds", "val_seconds", "positions_per_second"}
+    rows = [[{k: v for k, v in row.items() if k not in timed} for row in history(folder)] for folder in (a, b)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("loss", ["full_softmax", "tfrs_retrieval"])
+def test_a_resumed_run_equals_an_uninterrupted_one_and_seeds_make_runs_equal(tiny, tmp_path, loss):
+    config = dataclasses.replace(tiny, loss=loss, num_negatives=64, epochs=3)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(config, whole)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, killed, callbacks=[StopAfter(RuntimeError("killed"), epoch=1, batch=2)])
+    train(config, killed, resume=True)  # the first epoch is from before, the second is done again
+    assert_same_run(whole, killed)
+
+
+def test_ctrl_c_leaves_a_usable_run(tiny, tmp_path, capfd):
+    run = train(tiny, tmp_path / "run", callbacks=[StopAfter(KeyboardInterrupt(), epoch=1, batch=1)])
+    assert run.metrics["epochs"] == 1
+    assert "keeps the weights of epoch 1" in capfd.readouterr().err
+    assert Run.open(tmp_path / "run").metrics == run.metrics
+
+
+def test_the_run_folder_holds_what_it_should(uninterrupted, tiny):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {
+        "config.json",
+        "model.weights.h5",
+        "vocabulary.json",
+        "items.parquet",
+        "history.csv",
+        "metrics.json",
+        "logs",
+        "checkpoint.npz",
+    }
+    assert json.loads((uninterrupted / "config.json").read_text()) == json.loads(json.dumps(tiny.to_dict()))
+    rows = history(uninterrupted)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[3]["loss"]) < float(rows[0]["loss"])
+    best = max(rows, key=lambda row: float(row["val_ndcg@10"]))
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert metrics["best_epoch"] == int(best["epoch"])
+    assert metrics["validation"]["ndcg@10"] == float(best["val_ndcg@10"])
+    assert list((uninterrupted / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_a_reopened_run_has_the_same_model(uninterrupted):
+    a, b = Run.open(uninterrupted), Run.open(uninterrupted)
+    for x, y in zip(a.model.get_weights(), b.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert a.items["item_id"] == a.vocabulary.item_ids
+
+
+def test_a_loss_that_diverges_says_where_and_what_to_do(tiny, tmp_path):
+    config = dataclasses.replace(tiny, learning_rate=1e9)
+    with pytest.raises(
+        DivergedError, match=r"became nan in epoch 1, step \d+. Lower learning_rate.*No epoch was finished"
+    ):
+        train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="has no weights yet"):
+        Run.open(tmp_path / "run")
+
+
+def test_patience_stops_training(tiny, tmp_path):
+    config = dataclasses.replace(tiny, learning_rate=1e-9, epochs=30, patience=2)
+    assert train(config, tmp_path / "run").metrics["epochs"] < 10
+
+
+def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path):
+    from tfrec.evaluation import evaluate
+
+    mixed = train(dataclasses.replace(small_config, mixed_precision=True), tmp_path / "run")
+    assert mixed.model.sequence_tower.compute_dtype == "bfloat16"
+    assert mixed.model.item_tower.table.dtype == "float32"
+    both = [evaluate(data, "test", r.model)["model"]["hr@10"] for r in (run, mixed)]
+    assert both[1] > 0.95 * both[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_bloks": 3}, "has no field `num_bloks`. Did you mean `num_blocks`?"),
+        ({"colour": 3}, "has no field `colour`. There are: data, max_length"),
+        ({"width": "wide"}, "`width` must be int. Received: 'wide'"),
+        ({"width": True}, "`width` must be int. Received: True"),
+        ({"width": 10, "num_heads": 3}, "`num_heads` must divide `width`. Received: num_heads=3, width=10"),
+        ({"loss": "mse"}, "`loss` must be one of auto, full_softmax, tfrs_retrieval. Received: 'mse'"),
+        ({"epochs": 0}, "`epochs` must be above 0. Received: 0"),
+    ],
+)
+def test_a_wrong_config_is_refused(values, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?").replace("(", r"\(")):
+        Config.from_dict({"data": "x"} | values)
+
+
+def test_settings_without_an_equals_sign_are_refused():
+    with pytest.raises(ValueError, match="--set takes name=value. Received: 'width'"):
+        parse_settings(["width"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("width", 16),
+        ("num_blocks", 1),
+        ("num_heads", 4),
+        ("hidden_dim", 5),
+        ("mlp_dims", (7,)),
+        ("max_length", 9),
+        ("dropout_rate", 0.9),
+        ("mixed_precision", True),
+    ],
+)
+def test_every_field_of_the_model_changes_it(small_config, name, value):
+    def describe(config):
+        model = build_model(config, 5)
+        weights = [(w.path.split("/")[-1], w.shape) for w in model.weights]
+        return weights, model.sequence_tower.get_config(), model.item_tower.get_config()
+
+    assert describe(dataclasses.replace(small_config, **{name: value})) != describe(small_config)
+
+
+def test_folders_that_are_in_the_way_or_missing(uninterrupted, tiny, tmp_path):
+    with pytest.raises(FileExistsError, match="Pass --resume to go on, --overwrite to replace it"):
+        train(tiny, uninterrupted)
+    with pytest.raises(ValueError, match="There is nothing to resume"):
+        train(tiny, tmp_path / "none", resume=True)
+    with pytest.raises(ValueError, match="is not a run"):
+        Run.open(tmp_path)
+
+
+def test_data_that_changed_is_noticed(uninterrupted, data_folder, tmp_path):
+    moved = tmp_path / "data"
+    shutil.copytree(data_folder, moved)
+    vocabulary = json.loads((moved / "vocabulary.json").read_text())
+    vocabulary["item_ids"].reverse()
+    (moved / "vocabulary.json").write_text(json.dumps(vocabulary))
+    run = Run.open(uninterrupted)
+    run.config = dataclasses.replace(run.config, data=str(moved))
+    with pytest.raises(ValueError, match="has another catalogue"):
+        run.data()
+
+
+def log_of(tmp_path, rows):
+    from tfrec.interactions import Log, prepare
+
+    (tmp_path / "log.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
+    prepare(Log([tmp_path / "log.csv"]), tmp_path / "data")
+    assert PreparedData.open(tmp_path / "data").num_events == len(rows)
+    return Config(str(tmp_path / "data"), epochs=1, width=8, num_blocks=1, max_length=8)
+
+
+def test_a_log_of_single_events_cannot_train(tmp_path):
+    with pytest.raises(ValueError, match="has no user with 3 events: none to validate on"):
+        train(log_of(tmp_path, ["u,a", "v,b"]), tmp_path / "run")
+
+
+def test_a_log_without_a_pair_to_learn_from_cannot_train(tmp_path):
+    with pytest.raises(ValueError, match="no pair of items is left to learn from"):
+        train(log_of(tmp_path, ["u,a", "u,b", "u,c"]), tmp_path / "run")
+
+
+def test_users_with_one_event_do_not_disturb(tmp_path):
+    rows = [f"u{u},{i}" for u in range(4) for i in "abcde"] + ["single,a", "other,z"]
+    run = train(log_of(tmp_path, rows), tmp_path / "run")
+    assert len(run.vocabulary) == 6
+
+
+def test_a_catalogue_of_one_item_trains(tmp_path):
+    run = train(log_of(tmp_path, ["u,a"] * 6), tmp_path / "run")
+    assert run.metrics["validation"]["hr@10"] == 0.0  # the only item was seen: nothing is left to recommend
