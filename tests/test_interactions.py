@@ -182,7 +182,7 @@ def test_rare_users_and_items_are_dropped_until_none_is_left(tmp_path):
         ("log.csv", "user,item,time\n", "no rows"),
         ("log.csv", "user,what,time\nu,a,1\n", "no column looks like the item id. Its columns: user, what, time"),
         ("log.csv", "user,item,item\nu,a,1\n", "two columns have the same name"),
-        ("log.bin", "x", "the format cannot be told from the ending '.bin'"),
+        ("log.bin", "x", "no format is known for the ending '.bin'"),
         ("log.parquet", "x", "is not a Parquet file"),
         ("log.jsonl", "\n", "no rows"),
     ],
@@ -197,6 +197,8 @@ def test_wrong_names_are_errors(tmp_path):
     log = write(tmp_path / "log.csv", "user,item\nu,a\n")
     with pytest.raises(ValueError, match=r"has no column 'usr' \(--user\). Its columns: user, item"):
         prepare(Log([log], user="usr"), tmp_path / "out")
+    with pytest.raises(ValueError, match="there is no format 'xml'"):
+        prepare(Log([log], format="xml"), tmp_path / "out")
     with pytest.raises(ValueError, match="does not exist"):
         prepare(Log([tmp_path / "no.csv"]), tmp_path / "out")
     with pytest.raises(ValueError, match="No file was given"):
@@ -214,6 +216,11 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path):
     prepare(Log([log]), tmp_path / "out", overwrite=True)
     assert histories(tmp_path / "out") == {"u": ["b"]}
     assert sorted(os.listdir(tmp_path)) == ["log.csv", "out"]
+    (tmp_path / "precious").mkdir()
+    write(tmp_path / "precious" / "letter.txt", "dear")
+    with pytest.raises(FileExistsError, match="is not prepared data, so --overwrite does not replace it"):
+        prepare(Log([log]), tmp_path / "precious", overwrite=True)
+    assert (tmp_path / "precious" / "letter.txt").read_text() == "dear"
 
 
 def test_a_large_file_keeps_lines_and_order(tmp_path):

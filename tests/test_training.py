@@ -181,6 +181,10 @@ def test_every_field_of_the_model_changes_it(small_config, name, value):
 def test_folders_that_are_in_the_way_or_missing(uninterrupted, tiny, tmp_path):
     with pytest.raises(FileExistsError, match="Pass --resume to go on, --overwrite to replace it"):
         train(tiny, uninterrupted)
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="is not a run, so --overwrite does not replace it"):
+        train(tiny, tmp_path, overwrite=True)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
     with pytest.raises(ValueError, match="There is nothing to resume"):
         train(tiny, tmp_path / "none", resume=True)
     with pytest.raises(ValueError, match="is not a run"):

@@ -29,13 +29,12 @@ def run_demo(folder: Path, epochs: int | None = None) -> None:
         manifest = prepare_dataset(name, data, prepare_options={"overwrite": True}).manifest
     out.print(f"{manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events")
 
-    from tfrec_serving import Client
-    from tfrec_serving.server import Server
-
     from tfrec.evaluation import evaluate
     from tfrec.export import export as export_run
     from tfrec.lite import to_litert
     from tfrec.training import Config, train
+    from tfrec_serving import Client
+    from tfrec_serving.server import Server
 
     _step(f"tfrec train {data} --out {run}")
     config = {"data": str(data)} | ({} if epochs is None else {"epochs": epochs})

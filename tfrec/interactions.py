@@ -7,6 +7,7 @@ that is refused is reported with its file, line and reason.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import json
@@ -118,29 +119,32 @@ def prepare(
     out = Path(out)
     if out.exists() and not overwrite:
         raise FileExistsError(f"`{out}` exists. Choose another folder, or pass --overwrite to replace it.")
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(
+            f"`{out}` is not prepared data, so --overwrite does not replace it. Choose another folder."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.parent / f".{out.name}.{os.getpid()}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     report = Report({"schema_version": SCHEMA_VERSION, "tfrec_version": tfrec.__version__})
     try:
-        con = duckdb.connect(str(aside / "work.duckdb"))
-        con.execute("SET TimeZone = 'UTC'")
-        if console.is_terminal:
-            con.execute("SET enable_progress_bar = true")  # of any query longer than two seconds
-        con.execute('CREATE TABLE log (file INTEGER, record BIGINT, "user" VARCHAR, item VARCHAR, time VARCHAR)')
-        con.execute("CREATE TABLE refused (file INTEGER, line BIGINT, reason VARCHAR)")
-        if isinstance(log, Log):
-            files = [str(path) for path in log.paths]
-            items = _read_log(con, log, report)
-        else:
-            files, items = ["(in memory)"], log.get("items")
-            con.register("given", log["events"])
-            con.execute('INSERT INTO log SELECT 0, row_number() OVER (), "user", item, time FROM given')
-        _check(con, log if isinstance(log, Log) else None, files, report, max_refused)
-        _filter(con, min_user_events, min_item_events, report)
-        _write(con, items, aside, report)
-        con.close()
+        with contextlib.closing(duckdb.connect(str(aside / "work.duckdb"))) as con:
+            con.execute("SET TimeZone = 'UTC'")
+            if console.is_terminal:
+                con.execute("SET enable_progress_bar = true")  # of any query longer than two seconds
+            con.execute('CREATE TABLE log (file INTEGER, record BIGINT, "user" VARCHAR, item VARCHAR, time VARCHAR)')
+            con.execute("CREATE TABLE refused (file INTEGER, line BIGINT, reason VARCHAR)")
+            if isinstance(log, Log):
+                files = [str(path) for path in log.paths]
+                items = _read_log(con, log, report)
+            else:
+                files, items = ["(in memory)"], log.get("items")
+                con.register("given", log["events"])
+                con.execute('INSERT INTO log SELECT 0, row_number() OVER (), "user", item, time FROM given')
+            _check(con, log if isinstance(log, Log) else None, files, report, max_refused)
+            _filter(con, min_user_events, min_item_events, report)
+            _write(con, items, aside, report)
         (aside / "work.duckdb").unlink()
         report.manifest |= {
             "source": files,
@@ -171,11 +175,9 @@ def _read_log(con: duckdb.DuckDBPyConnection, log: Log, report: Report) -> pa.Ta
         if not path.is_file():
             raise ValueError(f"`{path}` does not exist or is not a file.")
         format = log.format or FORMATS.get(path.suffix.lower())
-        if format is None:
-            raise ValueError(
-                f"`{path}`: the format cannot be told from the ending {path.suffix!r}. "
-                f"Pass --format, one of csv, tsv, parquet, jsonl, sequences."
-            )
+        if format not in (*FORMATS.values(), "sequences"):
+            wrong = f"there is no format {format!r}" if format else f"no format is known for the ending {path.suffix!r}"
+            raise ValueError(f"`{path}`: {wrong}. Pass --format, one of csv, tsv, parquet, jsonl, sequences.")
         if path.stat().st_size == 0:
             raise ValueError(f"`{path}` is empty. A log needs at least one row with a user and an item.")
         if format in ("csv", "tsv"):

@@ -331,6 +331,8 @@ def train(
         raise FileExistsError(
             f"`{out}` exists. Pass --resume to go on, --overwrite to replace it, or choose another folder."
         )
+    elif out.exists() and any(out.iterdir()) and not (out / CONFIG).is_file():
+        raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
     data = PreparedData.open(config.data)
     split = LeaveLastOut(data)
     if not len(split.users):

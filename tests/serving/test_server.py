@@ -14,10 +14,10 @@ from tensorflow_serving.apis import (
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
 )
-from tfrec_serving import Client, Recommendation, ServingError
-from tfrec_serving.server import Server
 
 from tfrec.evaluation import recommend
+from tfrec_serving import Client, Recommendation, ServingError
+from tfrec_serving.server import Server
 
 
 @pytest.fixture(scope="module")
