@@ -1,8 +1,9 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tfrec.losses import FullSoftmax
+from tfrec.losses import FullSoftmax, SampledSoftmax, softmax_cross_entropy
 
 
 def test_full_softmax_by_hand(item_tower_of):
@@ -19,6 +20,67 @@ def test_full_softmax_by_hand(item_tower_of):
     assert float(total) == pytest.approx(-np.log(9 / 10), rel=1e-5)
 
 
-def test_config_round_trip():
-    loss = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(FullSoftmax(0.3)))
-    assert loss.temperature == 0.3
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("rows", [8, 10, 57, 99])
+def test_blocks_give_the_loss_and_the_gradients_of_the_whole(monkeypatch, rows, jit_compile):
+    """57 positions in blocks of any size, some of weight 0, against TensorFlow's own cross-entropy."""
+    num_positions, num_items, width = 57, 23, 7
+    monkeypatch.setattr("tfrec.losses.LOGITS_BYTES", 4 * num_items * rows)
+    rng = np.random.default_rng(0)
+    query, items = (tf.constant(rng.normal(size=(n, width)), tf.float32) for n in (num_positions, num_items))
+    label = tf.constant(rng.integers(0, num_items, num_positions), tf.int32)
+    weight = tf.constant(rng.random(num_positions) < 0.7, tf.float32)
+
+    # traced with an unknown number of positions, as in training
+    specs = [
+        tf.TensorSpec((None, width)),
+        tf.TensorSpec((num_items, width)),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((None,)),
+    ]
+
+    @tf.function(jit_compile=jit_compile, input_signature=specs)
+    def blocks(query, items, label, weight):
+        with tf.GradientTape() as tape:
+            tape.watch([query, items])
+            loss = 3 * softmax_cross_entropy(query, items, label, weight)
+        return loss, tape.gradient(loss, [query, items])
+
+    with tf.GradientTape() as tape:
+        tape.watch([query, items])
+        logits = tf.matmul(query, items, transpose_b=True)
+        whole = 3 * tf.reduce_sum(weight * tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))
+    loss, gradients = blocks(query, items, label, weight)
+    assert float(loss) == pytest.approx(float(whole), rel=1e-5)
+    for got, expected in zip(gradients, tape.gradient(whole, [query, items]), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_huge_logits_do_not_overflow(item_tower_of):
+    tower = item_tower_of([[1000.0], [-1000.0]])
+    args = (np.array([[[1.0], [1.0]]], np.float32), np.array([[2, 3]]), np.array([[True, True]]), tower)
+    assert float(FullSoftmax()(*args)[0]) == pytest.approx(2000.0)
+
+
+def test_sampled_softmax_tends_to_the_full_one(item_tower_of):
+    rng = np.random.default_rng(0)
+    tower = item_tower_of(rng.normal(size=(40, 5)))
+    args = (rng.normal(size=(2, 9, 5)).astype(np.float32), rng.integers(2, 42, (2, 9)), rng.random((2, 9)) < 0.8, tower)
+    full, count = FullSoftmax(0.7)(*args)
+    sampled, sampled_count = SampledSoftmax(20_000, 0.7)(*args)
+    assert float(sampled) == pytest.approx(float(full), rel=0.01)
+    assert float(sampled_count) == float(count)
+
+
+def test_a_sampled_accidental_hit_has_no_probability(item_tower_of):
+    """Every negative is the target itself: nothing to tell it from, so no loss."""
+    tower = item_tower_of([[1.0, 2.0]])
+    loss, _ = SampledSoftmax(8)(np.ones((1, 3, 2), np.float32), np.full((1, 3), 2), np.ones((1, 3), bool), tower)
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [FullSoftmax(0.3), SampledSoftmax(5, 0.3, seed=4)])
+def test_config_round_trip(loss):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(again) is type(loss)
+    assert again.get_config() == loss.get_config()

@@ -142,7 +142,7 @@ def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path):
         ({"width": "wide"}, "`width` must be int. Received: 'wide'"),
         ({"width": True}, "`width` must be int. Received: True"),
         ({"width": 10, "num_heads": 3}, "`num_heads` must divide `width`. Received: num_heads=3, width=10"),
-        ({"loss": "mse"}, "`loss` must be one of auto, full_softmax, tfrs_retrieval. Received: 'mse'"),
+        ({"loss": "mse"}, "`loss` must be one of auto, full_softmax, sampled_softmax, tfrs_retrieval. Received: 'mse'"),
         ({"epochs": 0}, "`epochs` must be above 0. Received: 0"),
     ],
 )

@@ -21,6 +21,7 @@ _HOMES = {
     "PositionFromNewest": "tfrec.layers",
     "PreparedData": "tfrec.prepared",
     "Run": "tfrec.training",
+    "SampledSoftmax": "tfrec.losses",
     "SequenceTower": "tfrec.towers",
     "TfrsRetrieval": "tfrec.tfrs_task",
     "TransformerBlock": "tfrec.layers",

@@ -8,10 +8,74 @@ is_real  bool  (batch, length)            True = the position has a target
 
 from __future__ import annotations
 
+import math
+
 import keras
 from keras import ops
 
 from tfrec.vocabulary import FIRST_ITEM_INDEX
+
+LOGITS_BYTES = 16 << 20
+"""About how much a block of logits takes. A loss never holds more of them, whatever the batch and the catalogue."""
+
+
+def softmax_cross_entropy(query, items, label, weight):
+    """Weighted sum of `-log softmax(query @ items.T)[label]`, without ever holding all logits.
+
+    The gradient is made in the forward pass: a block of positions at a time computes its logits, what they contribute to the
+    gradients of `query` and `items`, and forgets them. Three matrix products as without blocks, no recomputation, and
+    memory for one block.
+    Source: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models", and Liger Kernel's fused linear
+    cross-entropy. Differs from the sources: plain `keras.ops`, blocks of positions only.
+
+    Args:
+        query: float32 tensor, shape `(positions, width)`.
+        items: float32 tensor, shape `(num_items, width)`.
+        label: int tensor, shape `(positions,)`: rows of `items`.
+        weight: float32 tensor, shape `(positions,)`; 0 leaves a position out.
+    Returns:
+        Float32 scalar tensor.
+    """
+    num_items, width = items.shape
+    num_positions = ops.shape(query)[0]
+    rows = max(8, LOGITS_BYTES // (4 * num_items))
+
+    @ops.custom_gradient
+    def fused(query, items):
+        num_blocks = (num_positions + rows - 1) // rows
+        padding = num_blocks * rows - num_positions
+        queries = ops.pad(query, [[0, padding], [0, 0]])  # P D
+        weights = ops.pad(weight, [[0, padding]])
+
+        def block(i, total, d_query, d_items):
+            q = ops.slice(queries, (i * rows, 0), (rows, width))  # R D
+            w = ops.slice(weights, (i * rows,), (rows,))
+            logits = ops.matmul(q, ops.transpose(items))  # R N
+            highest = ops.max(logits, axis=-1, keepdims=True)
+            powers = ops.exp(logits - highest)
+            sums = ops.sum(powers, axis=-1, keepdims=True)  # R 1
+            share = ops.expand_dims(w, -1) / sums
+            total += ops.sum(ops.expand_dims(w, -1) * (ops.log(sums) + highest))
+            place = ops.expand_dims(i * rows + ops.arange(rows), -1)
+            d_query = ops.scatter_update(d_query, place, ops.matmul(powers, items) * share)
+            d_items += ops.matmul(ops.transpose(powers), q * share)
+            return i + 1, total, d_query, d_items
+
+        start = (0, ops.zeros(()), ops.zeros_like(queries), ops.zeros_like(items))
+        _, total, d_query, d_items = ops.while_loop(lambda i, *_: i < num_blocks, block, start)
+        # the label's own logit: its part of the loss and of the gradients
+        own = ops.expand_dims(weight, -1) * ops.take(items, label, axis=0)  # P D
+        total -= ops.sum(own * query)
+        d_query = d_query[:num_positions] - own
+        d_items -= ops.segment_sum(ops.expand_dims(weight, -1) * query, label, num_segments=num_items)
+
+        def grad(*args, upstream=None):
+            upstream = args[-1] if upstream is None else upstream
+            return upstream * d_query, upstream * d_items
+
+        return total, grad
+
+    return fused(query, items)
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -19,7 +83,7 @@ class FullSoftmax:
     """Cross-entropy over the whole catalogue: every item but the target is a negative.
 
     Source: the loss of GRU4Rec (Hidasi et al. 2016) and of "Turning Dross Into Gold" (Klenitskiy & Vasilev 2023), which
-    shows it lifts SASRec above BERT4Rec. Differs from the sources: none known.
+    shows it lifts SASRec above BERT4Rec. Differs from the sources: none known; computed by `softmax_cross_entropy`.
 
     Args:
         temperature: float > 0: logits are divided by it.
@@ -30,16 +94,57 @@ class FullSoftmax:
 
     def __call__(self, query, target, is_real, item_tower):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
-        is_real = ops.reshape(is_real, (-1,))
-        logits = ops.matmul(query, ops.transpose(item_tower.catalogue()))  # P N
-        label = ops.where(is_real, ops.reshape(target, (-1,)) - FIRST_ITEM_INDEX, 0)
-        loss = ops.logsumexp(logits, axis=-1) - ops.squeeze(
-            ops.take_along_axis(logits, ops.expand_dims(label, -1), axis=-1), -1
-        )
-        return ops.sum(ops.where(is_real, loss, 0)), ops.sum(ops.cast(is_real, "float32"))
+        weight = ops.cast(ops.reshape(is_real, (-1,)), "float32")
+        label = ops.maximum(ops.reshape(target, (-1,)) - FIRST_ITEM_INDEX, 0)
+        return softmax_cross_entropy(query, item_tower.catalogue(), label, weight), ops.sum(weight)
 
     def get_config(self):
         return {"temperature": self.temperature}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class SampledSoftmax:
+    """Cross-entropy against a few uniform negatives, drawn once a step and shared by all positions.
+
+    One matrix product for all positions. A negative equal to a position's own target is an accidental hit and gets no
+    probability. Each negative stands for `num_items / num_negatives` items, so its logit is raised by the log of that (the
+    logQ correction): with many negatives the loss tends to the full softmax.
+    Source: Jean et al. 2015, "On Using Very Large Target Vocabulary", section 3. Differs from the source: uniform sampling
+    with replacement, one draw for the whole batch.
+
+    Args:
+        num_negatives: int > 0.
+        temperature: float > 0: logits are divided by it.
+        seed: int.
+    """
+
+    def __init__(self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0):
+        self.num_negatives = num_negatives
+        self.temperature = temperature
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def __call__(self, query, target, is_real, item_tower):
+        query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
+        weight = ops.cast(ops.reshape(is_real, (-1,)), "float32")
+        target = ops.maximum(ops.reshape(target, (-1,)), FIRST_ITEM_INDEX)
+        last = item_tower.num_items + FIRST_ITEM_INDEX
+        negatives = keras.random.randint((self.num_negatives,), FIRST_ITEM_INDEX, last, seed=self.seed_generator)
+        negatives = ops.cast(negatives, target.dtype)
+        own = ops.sum(query * ops.cast(item_tower(target), "float32"), axis=-1, keepdims=True)  # P 1
+        others = ops.matmul(query, ops.transpose(ops.cast(item_tower(negatives), "float32")))  # P K
+        others += math.log(item_tower.num_items / self.num_negatives)
+        is_hit = ops.equal(ops.expand_dims(target, 1), ops.expand_dims(negatives, 0))
+        logits = ops.concatenate([own, ops.where(is_hit, -1e9, others)], axis=-1)
+        loss = ops.logsumexp(logits, axis=-1) - own[:, 0]
+        return ops.sum(loss * weight), ops.sum(weight)
+
+    def get_config(self):
+        return {"num_negatives": self.num_negatives, "temperature": self.temperature, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config):

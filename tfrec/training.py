@@ -30,7 +30,7 @@ import keras
 import numpy as np
 
 from tfrec.evaluation import evaluate_model, recommend
-from tfrec.losses import FullSoftmax
+from tfrec.losses import FullSoftmax, SampledSoftmax
 from tfrec.prepared import ITEMS, PreparedData
 from tfrec.sequences import BucketedBatches
 from tfrec.splits import LeaveLastOut
@@ -44,7 +44,7 @@ MONITOR = "val_ndcg@10"
 SHOWN = (MONITOR, "val_hr@10")
 FULL_SOFTMAX_ITEMS = 50_000
 """The largest catalogue that `loss="auto"` trains with the full softmax."""
-LOSSES = ("auto", "full_softmax", "tfrs_retrieval")
+LOSSES = ("auto", "full_softmax", "sampled_softmax", "tfrs_retrieval")
 
 
 class DivergedError(Exception):
@@ -61,8 +61,8 @@ class Config:
         width: width of item vectors and of the sequence tower.
         num_blocks, num_heads, hidden_dim, dropout_rate: of `SequenceTower`.
         mlp_dims: of `ItemTower`.
-        loss: `full_softmax`, `tfrs_retrieval`, or `auto`: the first up to 50,000 items, the second above.
-        num_negatives: uniform negatives of a batch, for `tfrs_retrieval`.
+        loss: `full_softmax`, `sampled_softmax`, `tfrs_retrieval`, or `auto`: the first up to 50,000 items, the last above.
+        num_negatives: uniform negatives of a batch, for `sampled_softmax` and `tfrs_retrieval`.
         temperature: logits are divided by it.
         epochs: at most; the learning rate falls to zero over them along a cosine, after one epoch of warm-up.
         patience: epochs without a better validation NDCG@10 after which training stops.
@@ -159,6 +159,53 @@ def build_model(config: Config, num_items: int) -> TwoTower:
     model = TwoTower(items, sequence, name="two_tower")
     model.build()
     return model
+
+
+def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, BucketedBatches]:
+    """The model that a config describes, compiled, and the batches it is to be fitted on: all of `train` but the fitting.
+
+    Raises:
+        ValueError: the data has no pair of events to learn from, or no user to validate on.
+    """
+    split = LeaveLastOut(data)
+    if not len(split.users):
+        raise ValueError(
+            f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories."
+        )
+    keras.utils.set_random_seed(config.seed)
+    model = build_model(config, data.num_items)
+    positions = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
+    automatic = min(4096, max(1024, 1 << int(math.log2(max(1, positions / 150)))))
+    batches = BucketedBatches.for_training(
+        split, max_length=config.max_length, batch_positions=config.batch_positions or automatic, seed=config.seed
+    )
+    steps = len(batches)
+    if not steps:
+        raise ValueError(f"`{config.data}` has no user with 4 events: no pair of items is left to learn from.")
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
+        loss=_build_loss(config, split),
+        jit_compile=config.jit_compile,
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model, batches
+
+
+def _build_loss(config: Config, split: LeaveLastOut):
+    name = config.loss
+    if name == "auto":
+        name = "full_softmax" if split.data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval"
+    if name == "full_softmax":
+        return FullSoftmax(config.temperature)
+    if name == "sampled_softmax":
+        return SampledSoftmax(config.num_negatives, config.temperature, config.seed)
+    from tfrec.tfrs_task import TfrsRetrieval
+
+    counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
+    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed)
 
 
 @dataclass
@@ -334,33 +381,9 @@ def train(
     elif out.exists() and any(out.iterdir()) and not (out / CONFIG).is_file():
         raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
     data = PreparedData.open(config.data)
-    split = LeaveLastOut(data)
-    if not len(split.users):
-        raise ValueError(
-            f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories."
-        )
+    model, batches = compile_model(config, data)
 
-    keras.utils.set_random_seed(config.seed)
-    model = build_model(config, data.num_items)
-    positions = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
-    automatic = min(4096, max(1024, 1 << int(math.log2(max(1, positions / 150)))))
-    batches = BucketedBatches.for_training(
-        split, max_length=config.max_length, batch_positions=config.batch_positions or automatic, seed=config.seed
-    )
-    if not len(batches):
-        raise ValueError(f"`{config.data}` has no user with 4 events: no pair of items is left to learn from.")
-    steps = len(batches)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
-    )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
-        loss=_build_loss(config, split),
-        jit_compile=config.jit_compile,
-    )
-    model.optimizer.build(model.trainable_variables)
-
-    progress = _Progress(out, split, batches, config.patience)
+    progress = _Progress(out, LeaveLastOut(data), batches, config.patience)
     progress.set_model(model)
     if resume:
         if (out / CHECKPOINT).is_file():
@@ -399,15 +422,3 @@ def train(
     }
     _write_whole(out / METRICS, lambda path: path.write_text(json.dumps(metrics, indent=2), encoding="utf-8"))
     return Run.open(out)
-
-
-def _build_loss(config: Config, split: LeaveLastOut):
-    name = config.loss
-    if name == "auto":
-        name = "full_softmax" if split.data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval"
-    if name == "full_softmax":
-        return FullSoftmax(config.temperature)
-    from tfrec.tfrs_task import TfrsRetrieval
-
-    counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
-    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed)

@@ -1,0 +1,68 @@
+"""What every contestant shares: the same sequences, the same sizes, the same way to count. Needs NumPy only."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+LENGTH, WIDTH, BLOCKS, HEADS, DROPOUT, LEARNING_RATE = 200, 64, 2, 2, 0.2, 1e-3
+THREADS = 2
+NEGATIVES = 256
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path, help="prepared folder")
+    parser.add_argument("--loss", default="softmax", help="softmax or sampled")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs that count, after --warm-up")
+    parser.add_argument("--warm-up", type=int, default=0)
+    return parser.parse_args()
+
+
+def training_sequences(data: Path) -> list[np.ndarray]:
+    """Each user's items without the last two events, numbered from 1; users with a pair to learn from."""
+    item_index, offsets = (np.load(data / f"{name}.npy") for name in ("item_index", "offsets"))
+    sequences = [item_index[a : b - 2] - 1 for a, b in itertools.pairwise(offsets)]
+    return [s for s in sequences if len(s) > 1]
+
+
+def num_items(data: Path) -> int:
+    return int(np.load(data / "item_index.npy").max()) - 1
+
+
+def real_positions(sequences: list[np.ndarray]) -> int:
+    """Predictions of an epoch: padding is not work."""
+    return sum(min(len(s) - 1, LENGTH) for s in sequences)
+
+
+class Clock:
+    """Times epochs."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds.append(time.perf_counter() - self._began)
+
+
+def report(name: str, positions: int, seconds: list[float], **others) -> None:
+    """One JSON line, the last thing a contestant prints."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rate = positions / statistics.median(seconds)
+    result = {
+        "name": name,
+        "positions_per_second": rate,
+        "epoch_seconds": statistics.median(seconds),
+        "peak_rss_mib": peak,
+    }
+    print("RESULT", json.dumps(result | others), flush=True)

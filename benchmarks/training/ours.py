@@ -1,0 +1,42 @@
+"""tfrec: the training step of `tfrec train`, without validation."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+from common import BLOCKS, DROPOUT, HEADS, LENGTH, NEGATIVES, WIDTH, Clock, arguments, report
+
+from tfrec.prepared import PreparedData
+from tfrec.training import Config, compile_model
+
+
+class Timed(keras.callbacks.Callback):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.clock.start()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.clock.stop()
+
+
+def main() -> None:
+    given, clock = arguments(), Clock()
+    config = Config(
+        data=str(given.data), max_length=LENGTH, width=WIDTH, num_blocks=BLOCKS, num_heads=HEADS, hidden_dim=WIDTH,
+        dropout_rate=DROPOUT, num_negatives=NEGATIVES,
+        loss={"softmax": "full_softmax", "sampled": "sampled_softmax"}[given.loss],
+    )  # fmt: skip
+    model, batches = compile_model(config, PreparedData.open(given.data))
+    model.fit(
+        batches.dataset(), epochs=given.warm_up + given.epochs, shuffle=False, verbose=0, callbacks=[Timed(clock)]
+    )
+    report(f"tfrec, {given.loss}", batches.num_positions, clock.seconds[given.warm_up :])
+
+
+main()
