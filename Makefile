@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench-training clean
 
 demo: .venv/ready
 	tfrec demo --out demo
@@ -25,5 +25,19 @@ lint: .venv/ready
 	fi
 	touch $@
 
+# peers live in environments of their own; DATA is a prepared folder
+DATA ?= build/movielens-1m
+bench-training: .venv/ready .venv-peers/rectools/ready .venv-peers/keras-rs/ready $(DATA)
+	python benchmarks/training/compare.py $(DATA) \
+		--rectools .venv-peers/rectools/bin/python --keras-rs .venv-peers/keras-rs/bin/python
+
+build/movielens-1m: | .venv/ready
+	tfrec prepare movielens-1m --out $@
+
+.venv-peers/%/ready: benchmarks/training/requirements-%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-peers build demo
