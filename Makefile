@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint bench-training clean
+.PHONY: demo test lint bench-training bench-scale clean
 
 demo: .venv/ready
 	tfrec demo --out demo
@@ -30,6 +30,9 @@ DATA ?= build/movielens-1m
 bench-training: .venv/ready .venv-peers/rectools/ready .venv-peers/keras-rs/ready $(DATA)
 	python benchmarks/training/compare.py $(DATA) \
 		--rectools .venv-peers/rectools/bin/python --keras-rs .venv-peers/keras-rs/bin/python
+
+bench-scale: .venv/ready
+	python benchmarks/scale.py build
 
 build/movielens-1m: | .venv/ready
 	tfrec prepare movielens-1m --out $@

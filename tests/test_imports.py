@@ -16,7 +16,7 @@ ROWS = [
     {"prepared", "layers"},
     {"interactions", "splits", "baselines", "losses", "towers", "tfrs_task"},
     {"datasets", "sequences", "two_tower", "index"},
-    {"evaluation"},
+    {"evaluation", "lazy_table"},
     {"training"},
     {"export", "lite"},
     {"cli", "demo"},

@@ -128,13 +128,16 @@ class SampledSoftmax:
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def __call__(self, query, target, is_real, item_tower):
+    def draw(self, num_items):
+        """New negatives: int32 item indexes, shape `(num_negatives,)`."""
+        last = num_items + FIRST_ITEM_INDEX
+        return keras.random.randint((self.num_negatives,), FIRST_ITEM_INDEX, last, seed=self.seed_generator)
+
+    def __call__(self, query, target, is_real, item_tower, negatives=None):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
         weight = ops.cast(ops.reshape(is_real, (-1,)), "float32")
-        target = ops.maximum(ops.reshape(target, (-1,)), FIRST_ITEM_INDEX)
-        last = item_tower.num_items + FIRST_ITEM_INDEX
-        negatives = keras.random.randint((self.num_negatives,), FIRST_ITEM_INDEX, last, seed=self.seed_generator)
-        negatives = ops.cast(negatives, target.dtype)
+        target = ops.reshape(target, (-1,))
+        negatives = self.draw(item_tower.num_items) if negatives is None else negatives
         own = ops.sum(query * ops.cast(item_tower(target), "float32"), axis=-1, keepdims=True)  # P 1
         others = ops.matmul(query, ops.transpose(ops.cast(item_tower(negatives), "float32")))  # P K
         others += math.log(item_tower.num_items / self.num_negatives)

@@ -91,21 +91,24 @@ class TfrsRetrieval:
             )
         )
 
-    def __call__(self, query, target, is_real, item_tower):
+    def draw(self, num_items):
+        """New uniform negatives: int32 item indexes, shape `(num_negatives,)`."""
+        last = num_items + FIRST_ITEM_INDEX
+        return keras.random.randint((self.num_negatives,), FIRST_ITEM_INDEX, last, seed=self.seed_generator)
+
+    def __call__(self, query, target, is_real, item_tower, negatives=None):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1]))  # P D
         is_real = ops.reshape(is_real, (-1,))
-        target = ops.where(is_real, ops.reshape(target, (-1,)), FIRST_ITEM_INDEX)
-        negatives = keras.random.randint(
-            (self.num_negatives,), FIRST_ITEM_INDEX, item_tower.num_items + FIRST_ITEM_INDEX, seed=self.seed_generator
-        )
-        ids = ops.concatenate([target, ops.cast(negatives, target.dtype)])  # C = P + negatives
-        candidates = ops.cast(item_tower(ids), "float32")  # C D
+        negatives = self.draw(item_tower.num_items) if negatives is None else negatives
+        index = ops.concatenate([ops.reshape(target, (-1,)), negatives])  # C = P + negatives
+        candidates = ops.cast(item_tower(index), "float32")  # C D
+        ids = ops.maximum(item_tower.original(index), FIRST_ITEM_INDEX)
         num_real = ops.sum(ops.cast(is_real, "float32"))
         expected = num_real * ops.take(self._share, ids - FIRST_ITEM_INDEX) + self.num_negatives / item_tower.num_items
         # a common factor changes no softmax; TFRS clips probabilities to [1e-6, 1]
         probability = expected / ops.max(expected)
+        # what stands at a padded position is no candidate
         is_candidate = ops.concatenate([is_real, ops.ones((self.num_negatives,), "bool")])
-        # a padded row has weight 0, but its own label must not be masked: 0 times a huge loss is kept finite, not exact
         total = self._task(
             query, candidates, ops.cast(is_real, "float32"), probability, ids, ops.expand_dims(is_candidate, 0)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import keras
@@ -49,6 +50,7 @@ class ItemTower(keras.layers.Layer):
         self.num_items = num_items
         self.width = width
         self.mlp_dims = list(mlp_dims)
+        self._reading: tuple | None = None
         own = {"dtype": self.dtype_policy}
         self.mlp = [keras.layers.Dense(d, activation="gelu", **own) for d in self.mlp_dims]
         if self.mlp:
@@ -71,8 +73,25 @@ class ItemTower(keras.layers.Layer):
             h = layer(h)
         return x + h if self.mlp else x
 
+    @contextlib.contextmanager
+    def reading(self, rows, item_index):
+        """While it lasts, item indexes mean places in `rows`, which are the table's rows at `item_index`.
+
+        So a training step can work on the few rows that its batch holds (`lazy_table`).
+        """
+        self._reading = rows, item_index
+        try:
+            yield
+        finally:
+            self._reading = None
+
+    def original(self, item_index):
+        """The item indexes in the catalogue, also while `reading`."""
+        return item_index if self._reading is None else ops.take(self._reading[1], item_index, axis=0)
+
     def call(self, item_index):
-        return self._refine(ops.take(ops.cast(self.table, self.compute_dtype), item_index, axis=0))
+        table = self.table if self._reading is None else self._reading[0]
+        return self._refine(ops.take(ops.cast(table, self.compute_dtype), item_index, axis=0))
 
     def catalogue(self):
         """Every item's vector: float32 tensor, shape `(num_items, width)`; row `i` has item index `i + FIRST_ITEM_INDEX`."""

@@ -72,6 +72,7 @@ class Config:
         seed: of everything that is drawn.
         mixed_precision: compute in bfloat16, keep weights and logits in float32.
         jit_compile: compile the training step with XLA.
+        lazy_table: update only the rows of the item table that a batch holds; None: for catalogues above 50,000 items.
     """
 
     data: str
@@ -93,6 +94,7 @@ class Config:
     seed: int = 0
     mixed_precision: bool = False
     jit_compile: bool = True
+    lazy_table: bool | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -185,12 +187,19 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, Buckete
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
     )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
-        loss=_build_loss(config, split),
-        jit_compile=config.jit_compile,
-    )
-    model.optimizer.build(model.trainable_variables)
+    optimizer, loss = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), _build_loss(config, split)
+    if config.lazy_table if config.lazy_table is not None else data.num_items > FULL_SOFTMAX_ITEMS:
+        if isinstance(loss, FullSoftmax):
+            raise ValueError("`lazy_table` needs a sampled loss: the full softmax touches every row of the item table.")
+        from tfrec.lazy_table import LazyAdamW, LazyTableTrainer
+
+        model.compile(optimizer, loss)
+        of_table = LazyAdamW(model.item_tower.table, rate, config.weight_decay)
+        model.table_trainer = LazyTableTrainer(model, of_table, config.jit_compile)
+        optimizer.build(model.table_trainer.dense)
+    else:
+        model.compile(optimizer, loss, jit_compile=config.jit_compile)
+        optimizer.build(model.trainable_variables)
     return model, batches
 
 
@@ -293,10 +302,12 @@ class _Progress(keras.callbacks.Callback):
         """The history row of the best epoch."""
         return max(self.history, key=lambda row: row[MONITOR])
 
-    def _state(self) -> list[keras.Variable]:
+    def _state(self) -> list:
         """Every variable that the next epoch depends on: weights, random generators (also of the loss), optimizer."""
         generator = getattr(self.model.loss, "seed_generator", None)
-        return [*self.model.variables, *self.model.optimizer.variables, *([generator.state] if generator else [])]
+        lazy = self.model.table_trainer.optimizer.variables if self.model.table_trainer else []
+        optimizer = self.model.optimizer.variables
+        return [*self.model.variables, *optimizer, *lazy, *([generator.state] if generator else [])]
 
     def restore(self) -> None:
         """Load the checkpoint into the model."""

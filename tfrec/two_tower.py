@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from tfrec.towers import ItemTower, SequenceTower, newest
@@ -28,6 +30,8 @@ class TwoTower(keras.Model):
         self.item_tower = item_tower
         self.sequence_tower = sequence_tower
         self.mean_loss = keras.metrics.Mean(name="loss")
+        self.table_trainer: Any = None
+        """A `LazyTableTrainer` takes the place of the training step of Keras, for a large item table."""
 
     def build(self, input_shape=None):
         if not self.item_tower.built:
@@ -56,6 +60,13 @@ class TwoTower(keras.Model):
         loss = total / keras.ops.maximum(count, 1)
         self.mean_loss.update_state(loss, sample_weight=count)
         return loss
+
+    def train_step(self, data):
+        if self.table_trainer is None:
+            return super().train_step(data)
+        inputs, target, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self.table_trainer(inputs, target)
+        return self.get_metrics_result()
 
     def predict_step(self, data):
         """What `predict` returns: `embed_history` of each row, not the queries at every position."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tfrec.splits import MIN_EVENTS
 
@@ -96,7 +97,10 @@ def synthetic(
     }
     users = np.repeat(np.arange(num_users), events_per_user)
     times = START + users % 1000 + np.tile(np.arange(events_per_user), num_users) * 3600
-    as_text = lambda prefix, numbers: pa.array(np.char.add(prefix, numbers.astype(str)))  # noqa: E731
+
+    def as_text(prefix: str, numbers: np.ndarray) -> pa.Array:
+        return pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), "")
+
     events = {"user": as_text("user-", users), "item": as_text("item-", history.ravel()), "time": as_text("", times)}
     items = np.arange(num_items)
     rank_of = np.empty(num_items, np.int64)
