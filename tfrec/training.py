@@ -72,7 +72,8 @@ class Config:
         seed: of everything that is drawn.
         mixed_precision: compute in bfloat16, keep weights and logits in float32.
         jit_compile: compile the training step with XLA.
-        lazy_table: update only the rows of the item table that a batch holds; None: for catalogues above 50,000 items.
+        lazy_table: update only the rows of the item table that a batch holds; None: above 50,000 items, unless the loss is
+            `full_softmax`, which touches every row.
     """
 
     data: str
@@ -188,12 +189,13 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, Buckete
         0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
     )
     optimizer, loss = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), _build_loss(config, split)
-    if config.lazy_table if config.lazy_table is not None else data.num_items > FULL_SOFTMAX_ITEMS:
+    is_large = data.num_items > FULL_SOFTMAX_ITEMS and not isinstance(loss, FullSoftmax)
+    if is_large if config.lazy_table is None else config.lazy_table:
         if isinstance(loss, FullSoftmax):
             raise ValueError("`lazy_table` needs a sampled loss: the full softmax touches every row of the item table.")
         from tfrec.lazy_table import LazyAdamW, LazyTableTrainer
 
-        model.compile(optimizer, loss)
+        model.compile(optimizer, loss, jit_compile=False)  # the trainer compiles the part that XLA can
         of_table = LazyAdamW(model.item_tower.table, rate, config.weight_decay)
         model.table_trainer = LazyTableTrainer(model, of_table, config.jit_compile)
         optimizer.build(model.table_trainer.dense)
