@@ -38,7 +38,7 @@ def test_bucket_lengths_are_the_best_of_all():
 
     rng = np.random.default_rng(1)
     lengths = np.minimum(rng.geometric(0.08, size=200), 48)
-    candidates = [8, 16, 24, 32, 40, 48]
+    candidates = [*range(1, 33), 40, 48]
     best = min(brute_force_padding(lengths, (*few, 48)) for few in combinations(candidates[:-1], 2))
     chosen = bucket_lengths(lengths, max_length=48, num_buckets=3)
     assert len(chosen) <= 3
@@ -73,7 +73,7 @@ def test_every_training_pair_comes_once_and_nothing_else(split):
 def test_long_histories_keep_their_newest_pairs(split):
     batches = BucketedBatches.for_training(split, max_length=8, batch_positions=64, seed=3)
     for inputs, target in batches:
-        assert inputs["history"].shape[1] == 8
+        assert inputs["history"].shape[1] <= 8
         assert (inputs["history"][:, 1:] == target[:, :-1])[inputs["is_real"][:, :-1]].all()
     longest = int(np.argmax(split.data.lengths))
     end = split.train_ends[longest]

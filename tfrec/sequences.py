@@ -68,15 +68,15 @@ def pad_histories(item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray, 
 
 
 def bucket_lengths(lengths: np.ndarray, max_length: int, num_buckets: int = 5) -> list[int]:
-    """The row lengths that pad the given histories least: multiples of 8, the last one `max_length`.
+    """The row lengths that pad the given histories least: any up to 32, multiples of 8 beyond, `max_length` at most.
 
     XLA compiles a step once for each shape, so they are few. Chosen exactly, by dynamic programming over the histogram.
 
-    >>> bucket_lengths(np.array([3] * 90 + [30] * 10), max_length=50, num_buckets=2)
-    [8, 32]
+    >>> bucket_lengths(np.array([3] * 90 + [30] * 10 + [45]), max_length=50, num_buckets=3)
+    [3, 30, 48]
     """
     lengths = np.minimum(lengths, max_length)
-    edges = np.unique(np.minimum(np.arange(8, max_length + 8, 8), max_length))
+    edges = np.unique(np.minimum([*range(1, 33), *range(40, max_length + 8, 8)], max_length))
     edges = edges[: np.searchsorted(edges, lengths.max(initial=1)) + 1]
     count = np.searchsorted(np.sort(lengths), edges, side="right")  # histories no longer than each edge
     cost = (count * edges).astype(float)  # of one bucket that ends at each edge
