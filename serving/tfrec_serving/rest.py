@@ -37,7 +37,7 @@ def _bytes(value: Any, name: str) -> Any:
     raise RequestError("INVALID_ARGUMENT", f'input "{name}" must hold strings. Received: {json.dumps(value)[:100]}.')
 
 
-def to_array(value: Any, name: str, dtype: tf.DType, rank: int | None) -> np.ndarray:
+def to_array(value: Any, name: str, dtype: tf.DType, rank: int) -> np.ndarray:
     """A JSON value as an array of the dtype that the signature asks for.
 
     An empty list says nothing of its rank: it gets the signature's.
@@ -60,7 +60,7 @@ def to_array(value: Any, name: str, dtype: tf.DType, rank: int | None) -> np.nda
     except (ValueError, TypeError, OverflowError) as error:
         reason = "rows of different lengths" if "inhomogeneous" in str(error) else str(error)
         raise RequestError("INVALID_ARGUMENT", f'input "{name}" is no tensor of {dtype.name}: {reason}.') from None
-    if array.size == 0 and rank is not None and array.ndim < rank:
+    if array.size == 0 and array.ndim < rank:
         array = array.reshape(array.shape + (0,) * (rank - array.ndim))
     return array
 
@@ -105,9 +105,11 @@ def parse_request(body: bytes, servable: Servable) -> tuple[str, dict[str, np.nd
         columns = {next(iter(definition.inputs)): columns}
     inputs = {}
     for name, value in columns.items():
-        info = definition.inputs.get(name)
-        dtype = tf.as_dtype(info.dtype) if info else tf.string
-        inputs[name] = to_array(value, name, dtype, len(info.tensor_shape.dim) if info else None)
+        if name in definition.inputs:
+            info = definition.inputs[name]
+            inputs[name] = to_array(value, name, tf.as_dtype(info.dtype), len(info.tensor_shape.dim))
+        else:
+            inputs[name] = np.empty(0)  # `predict` refuses it by its name, whatever it holds
     return signature_name, inputs, is_row
 
 

@@ -194,6 +194,12 @@ def test_rest_single_input_and_output_stand_without_names(server, client):
     np.testing.assert_allclose(answer["predictions"][0], client.embed_history(["item-1"]), rtol=1e-6)
 
 
+def test_a_batch_without_rows_gets_an_answer_without_rows(server, client):
+    assert rest(server, ":predict", {"inputs": {"history": []}}) == (200, {"outputs": {"item_ids": [], "scores": []}})
+    answer = client.predict("serving_default", history=np.zeros((0, 3), object))
+    assert answer["item_ids"].shape == (0, 10)
+
+
 def test_rest_base64(server):
     _, plain = rest(server, ":predict", {"instances": [["item-1"]]})
     _, coded = rest(server, ":predict", {"instances": [[{"b64": "aXRlbS0x"}]]})
@@ -252,6 +258,7 @@ def test_rest_status_and_metadata(server):
             "must be an object with: exclude, history, k",
         ),
         (":predict", {"signature_name": "recommend", "instances": [{"k": 1}, {"x": 1}]}, 400, "the same names"),
+        (":predict", {"inputs": {"history": [["a"]], "x": [{"y": 1}]}}, 400, "Sent extra: {x}"),
         (":nothing", {}, 404, "Malformed request: POST /v1/models/films:nothing"),
         ("/versions/7", None, 404, "Servable not found for request: Specific(films, 7)"),
     ],
