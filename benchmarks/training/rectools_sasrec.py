@@ -31,19 +31,19 @@ from rectools.models import SASRecModel
 BATCH = 64
 
 
-class Timed(Callback):
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+CLOCK = Clock()  # of the module: RecTools copies its trainer, callbacks and all
 
+
+class Timed(Callback):
     def on_train_epoch_start(self, *_):
-        self.clock.start()
+        CLOCK.start()
 
     def on_train_epoch_end(self, *_):
-        self.clock.stop()
+        CLOCK.stop()
 
 
 def main() -> None:
-    given, clock = arguments(), Clock()
+    given = arguments()
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(THREADS)
@@ -60,11 +60,11 @@ def main() -> None:
         batch_size=BATCH, loss={"softmax": "softmax", "sampled": "sampled_softmax"}[given.loss], n_negatives=NEGATIVES,
         get_trainer_func=lambda: Trainer(
             max_epochs=given.warm_up + given.epochs, min_epochs=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", callbacks=[Timed(clock)],
+            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", callbacks=[Timed()],
         ),
     )  # fmt: skip
     model.fit(Dataset.construct(log))
-    report(f"RecTools SASRec, {given.loss}", real_positions(sequences), clock.seconds[given.warm_up :])
+    report(f"RecTools SASRec, {given.loss}", real_positions(sequences), CLOCK.seconds[given.warm_up :])
 
 
 main()
