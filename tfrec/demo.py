@@ -49,8 +49,7 @@ def run_demo(folder: Path, epochs: int | None = None) -> None:
 
     _step(f"tfrec serve {export} --port 8500 --rest-port 8501")
     prepared = trained.data()
-    user = 0
-    history = prepared.vocabulary.decode(prepared.history(user))[:-1]
+    history = prepared.vocabulary.decode(prepared.history(0))[:-1]  # the first user's, without the target
     with Server(export, port=0) as server, Client(f"127.0.0.1:{server.port}") as client:
         client.wait_until_ready()
         answer = client.recommend(history, k=10)
@@ -66,9 +65,9 @@ def run_demo(folder: Path, epochs: int | None = None) -> None:
     out.rule("What came out")
     print_metrics(metrics)
     titles = find_titles(run)
-    out.print(f"\nUser {user} has {len(history)} items; the newest {SHOWN_HISTORY}, oldest first:", highlight=False)
+    out.print(f"\nThe first user has {len(history)} items; the newest {SHOWN_HISTORY}, oldest first:", highlight=False)
     for item_id in history[-SHOWN_HISTORY:]:
-        out.print(f"  {item_id:>10}  {titles.get(item_id, '')}", highlight=False)
+        out.print(f"  {item_id:>10}  {titles.get(item_id, '')}", highlight=False, soft_wrap=True)
     out.print("\nRecommended, over gRPC, by the ScaNN export:")
     print_recommendations(answer, titles)
     out.print(
