@@ -78,6 +78,12 @@ def softmax_cross_entropy(query, items, label, weight):
     return fused(query, items)
 
 
+def uniform_items(number, num_items, seed_generator):
+    """Item indexes drawn uniformly, with replacement: int32 tensor, shape `(number,)`."""
+    last = num_items + FIRST_ITEM_INDEX
+    return keras.random.randint((number,), FIRST_ITEM_INDEX, last, seed=seed_generator)
+
+
 @keras.saving.register_keras_serializable("tfrec")
 class FullSoftmax:
     """Cross-entropy over the whole catalogue: every item but the target is a negative.
@@ -130,8 +136,7 @@ class SampledSoftmax:
 
     def draw(self, num_items):
         """New negatives: int32 item indexes, shape `(num_negatives,)`."""
-        last = num_items + FIRST_ITEM_INDEX
-        return keras.random.randint((self.num_negatives,), FIRST_ITEM_INDEX, last, seed=self.seed_generator)
+        return uniform_items(self.num_negatives, num_items, self.seed_generator)
 
     def __call__(self, query, target, is_real, item_tower, negatives=None):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D

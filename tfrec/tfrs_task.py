@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
+from tfrec.losses import uniform_items
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
 
@@ -93,8 +94,7 @@ class TfrsRetrieval:
 
     def draw(self, num_items):
         """New uniform negatives: int32 item indexes, shape `(num_negatives,)`."""
-        last = num_items + FIRST_ITEM_INDEX
-        return keras.random.randint((self.num_negatives,), FIRST_ITEM_INDEX, last, seed=self.seed_generator)
+        return uniform_items(self.num_negatives, num_items, self.seed_generator)
 
     def __call__(self, query, target, is_real, item_tower, negatives=None):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1]))  # P D

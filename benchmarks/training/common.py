@@ -55,6 +55,19 @@ class Clock:
         self.seconds.append(time.perf_counter() - self._began)
 
 
+def epoch_timer(callback: type, clock: Clock):
+    """A Keras callback that times epochs; `callback` is the base class of the Keras in use (ours, or TFRS's Keras 2)."""
+
+    class Timed(callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            clock.start()
+
+        def on_epoch_end(self, epoch, logs=None):
+            clock.stop()
+
+    return Timed()
+
+
 def report(name: str, positions: int, seconds: list[float], **others) -> None:
     """One JSON line, the last thing a contestant prints."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

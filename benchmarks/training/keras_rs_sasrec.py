@@ -24,6 +24,7 @@ from common import (
     WIDTH,
     Clock,
     arguments,
+    epoch_timer,
     num_items,
     real_positions,
     report,
@@ -31,18 +32,6 @@ from common import (
 )
 
 BATCH = 64
-
-
-class Timed(keras.callbacks.Callback):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.clock.start()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.clock.stop()
 
 
 def build(vocabulary_size: int) -> keras.Model:
@@ -74,7 +63,12 @@ def main() -> None:
     dataset = tf.data.Dataset.from_tensor_slices(((ids, is_real), targets, is_real.astype(np.float32)))
     dataset = dataset.shuffle(len(ids)).batch(BATCH, drop_remainder=True).prefetch(2)
     model = build(num_items(given.data) + 1)
-    model.fit(dataset, epochs=given.warm_up + given.epochs, verbose=0, callbacks=[Timed(clock)])
+    model.fit(
+        dataset,
+        epochs=given.warm_up + given.epochs,
+        verbose=0,
+        callbacks=[epoch_timer(keras.callbacks.Callback, clock)],
+    )
     share = len(sequences) // BATCH * BATCH / len(sequences)  # of the rows that drop_remainder leaves
     report("keras-hub/keras-rs SASRec, softmax", int(share * real_positions(sequences)), clock.seconds[given.warm_up :])
 

@@ -7,22 +7,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-from common import BLOCKS, DROPOUT, HEADS, LENGTH, NEGATIVES, WIDTH, Clock, arguments, report
+from common import BLOCKS, DROPOUT, HEADS, LENGTH, NEGATIVES, WIDTH, Clock, arguments, epoch_timer, report
 
 from tfrec.prepared import PreparedData
 from tfrec.training import Config, compile_model
-
-
-class Timed(keras.callbacks.Callback):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.clock.start()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.clock.stop()
 
 
 def main() -> None:
@@ -34,7 +22,11 @@ def main() -> None:
     )  # fmt: skip
     model, batches = compile_model(config, PreparedData.open(given.data))
     model.fit(
-        batches.dataset(), epochs=given.warm_up + given.epochs, shuffle=False, verbose=0, callbacks=[Timed(clock)]
+        batches.dataset(),
+        epochs=given.warm_up + given.epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[epoch_timer(keras.callbacks.Callback, clock)],
     )
     report(f"tfrec, {given.loss}", batches.num_positions, clock.seconds[given.warm_up :])
 

@@ -13,7 +13,18 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from common import LEARNING_RATE, LENGTH, THREADS, WIDTH, Clock, arguments, num_items, report, training_sequences
+from common import (
+    LEARNING_RATE,
+    LENGTH,
+    THREADS,
+    WIDTH,
+    Clock,
+    arguments,
+    epoch_timer,
+    num_items,
+    report,
+    training_sequences,
+)
 
 WINDOW, BATCH = 10, 4096
 
@@ -31,18 +42,6 @@ class Model(tfrs.Model):
         return self.task(self.query_tower(history), self.candidate_tower(target), compute_metrics=False)
 
 
-class Timed(tf.keras.callbacks.Callback):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.clock.start()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.clock.stop()
-
-
 def main() -> None:
     given, clock = arguments(), Clock()
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
@@ -55,7 +54,12 @@ def main() -> None:
     dataset = tf.data.Dataset.from_tensor_slices((windows, targets)).shuffle(100_000).batch(BATCH, drop_remainder=True)
     model = Model(num_items(given.data) + 1)
     model.compile(optimizer=tf.keras.optimizers.Adagrad(LEARNING_RATE))
-    model.fit(dataset.prefetch(2), epochs=given.warm_up + given.epochs, verbose=0, callbacks=[Timed(clock)])
+    model.fit(
+        dataset.prefetch(2),
+        epochs=given.warm_up + given.epochs,
+        verbose=0,
+        callbacks=[epoch_timer(tf.keras.callbacks.Callback, clock)],
+    )
     report("TFRS GRU tutorial, in-batch softmax", len(targets) // BATCH * BATCH, clock.seconds[given.warm_up :])
 
 
