@@ -47,9 +47,8 @@ def main(folder: str) -> None:
     model, batches = compile_model(config, data)
     width, hidden = config.width, 4 * config.width
     steps = len(batches)
-    padded = sum(rows * length * -(-len(members) // rows) for length, rows, members in batches.buckets)
-    mean_length = sum(length * len(members) * length for length, _, members in batches.buckets) / sum(
-        len(members) * length for length, _, members in batches.buckets)  # fmt: skip
+    padded = batches.rows * batches.length * steps
+    mean_length = batches.length / 2 * 1.5  # attention works in two halves, the first of which skips the second
     per_block = 2 * width * (4 * width + 2 * hidden) + 4 * width * mean_length  # projections, feed-forward, attention
     tower = 3 * config.num_blocks * per_block * padded / steps
     softmax = 3 * 2 * width * data.num_items * padded / steps

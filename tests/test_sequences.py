@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tfrec.prepared import PreparedData
-from tfrec.sequences import BucketedBatches, bucket_lengths, pad_histories, prepare_history
+from tfrec.sequences import PackedBatches, pack, prepare_history
 from tfrec.splits import LeaveLastOut
 
 
@@ -12,7 +12,15 @@ def test_the_tensor_and_the_log_are_prepared_alike(max_length):
     histories = [rng.integers(2, 99, size=n).astype(np.int32) for n in (0, 1, 3, 7, 13)]
     ends = np.cumsum([len(h) for h in histories])
     starts = ends - [len(h) for h in histories]
-    expected, is_real = pad_histories(np.concatenate(histories), starts, ends, min(max_length, 20), len(histories))
+    batches = PackedBatches(
+        np.concatenate(histories), starts, ends, max_length=max_length, batch_positions=999, has_targets=False
+    )
+    packed = {}
+    for members, newest, inputs, _ in batches.with_members():
+        for member, place in zip(members, newest, strict=True):
+            own = inputs["end"].reshape(-1) == place % batches.length + 1
+            own &= np.arange(own.size) // batches.length == place // batches.length
+            packed[member] = inputs["history"].reshape(-1)[own].tolist()
     # the same histories with padding and unknown ids strewn between the items
     rows = np.zeros((5, 20), np.int32)
     for row, history in enumerate(histories):
@@ -20,8 +28,10 @@ def test_the_tensor_and_the_log_are_prepared_alike(max_length):
         rows[row] = rng.integers(0, 2, 20)
         rows[row, places] = history
     got, got_real = prepare_history(rows, max_length)
-    np.testing.assert_array_equal(got, expected)
-    np.testing.assert_array_equal(got_real, is_real)
+    assert sorted(packed) == [1, 2, 3, 4]
+    for row, history in enumerate(histories):
+        assert np.array(got)[row][np.array(got_real)[row]].tolist() == packed.get(row, [])
+        assert packed.get(row, []) == history[-max_length:].tolist()
 
 
 def test_truncation_keeps_the_newest():
@@ -29,20 +39,17 @@ def test_truncation_keeps_the_newest():
     assert np.array(history).tolist() == [[7, 8]]
 
 
-def brute_force_padding(lengths, edges):
-    return sum(min(e for e in edges if e >= n) for n in lengths)
-
-
-def test_bucket_lengths_are_the_best_of_all():
-    from itertools import combinations
-
-    rng = np.random.default_rng(1)
-    lengths = np.minimum(rng.geometric(0.08, size=200), 48)
-    candidates = [*range(1, 33), 40, 48]
-    best = min(brute_force_padding(lengths, (*few, 48)) for few in combinations(candidates[:-1], 2))
-    chosen = bucket_lengths(lengths, max_length=48, num_buckets=3)
-    assert len(chosen) <= 3
-    assert brute_force_padding(lengths, chosen) == best
+@pytest.mark.parametrize("row_length", [6, 20, 50])
+def test_packing_holds_every_history_once_apart_from_others(row_length):
+    lengths = np.minimum(np.random.default_rng(1).geometric(0.08, size=500), row_length)
+    row, end, length = pack(lengths, row_length)
+    assert sorted(length) == sorted(lengths)
+    taken = np.zeros((row.max() + 1, row_length), int)
+    for r, e, n in zip(row, end, length, strict=True):
+        taken[r, e - n : e] += 1
+    assert taken.max() == 1
+    assert taken.sum() > 0.97 * taken[:-1].size
+    assert (taken[:, 1:] >= taken[:, :-1]).all()  # padding on the left
 
 
 @pytest.fixture
@@ -53,10 +60,10 @@ def split():
 
 
 def test_every_training_pair_comes_once_and_nothing_else(split):
-    batches = BucketedBatches.for_training(split, max_length=200, batch_positions=128, seed=3)
-    pairs, shapes = [], set()
+    batches = PackedBatches.for_training(split, max_length=200, batch_positions=128, seed=3)
+    pairs = []
     for inputs, target in batches:
-        shapes.add(target.shape)
+        assert target.shape == (batches.rows, batches.length)
         assert (inputs["history"][~inputs["is_real"]] == 0).all()
         pairs += zip(inputs["history"][inputs["is_real"]].tolist(), target[inputs["is_real"]].tolist(), strict=True)
     item_index, offsets = split.train_part()
@@ -67,29 +74,31 @@ def test_every_training_pair_comes_once_and_nothing_else(split):
     ]
     assert sorted(pairs) == sorted(expected)
     assert len(pairs) == batches.num_positions
-    assert len(shapes) <= len(batches.lengths) <= 5
 
 
 def test_long_histories_keep_their_newest_pairs(split):
-    batches = BucketedBatches.for_training(split, max_length=8, batch_positions=64, seed=3)
+    batches = PackedBatches.for_training(split, max_length=8, batch_positions=64, seed=3)
     for inputs, target in batches:
-        assert inputs["history"].shape[1] <= 8
-        assert (inputs["history"][:, 1:] == target[:, :-1])[inputs["is_real"][:, :-1]].all()
+        follows = inputs["end"][:, 1:] == inputs["end"][:, :-1]
+        follows &= inputs["is_real"][:, 1:]
+        assert (inputs["history"][:, 1:] == target[:, :-1])[follows].all()
     longest = int(np.argmax(split.data.lengths))
     end = split.train_ends[longest]
-    _, inputs, target = next(
-        b
-        for b in BucketedBatches(
-            split.data.item_index, [split.data.offsets[longest]], [end - 1], max_length=8, batch_positions=8
-        ).with_members()
-    )
+    start = split.data.offsets[longest]
+    one = PackedBatches(split.data.item_index, [start], [end - 1], max_length=8, batch_positions=8)
+    inputs, target = next(iter(one))
     np.testing.assert_array_equal(target[0], split.data.item_index[end - 8 : end])
     np.testing.assert_array_equal(inputs["history"][0], split.data.item_index[end - 9 : end - 1])
 
 
+def test_nothing_but_empty_histories_makes_no_batch():
+    batches = PackedBatches(np.zeros(0, np.int32), [0], [0], max_length=8, batch_positions=8)
+    assert len(batches) == len(list(batches)) == batches.num_positions == 0
+
+
 def test_the_order_follows_from_seed_and_epoch_alone(split):
     def epoch(seed, number):
-        batches = BucketedBatches.for_training(split, max_length=50, batch_positions=128, seed=seed)
+        batches = PackedBatches.for_training(split, max_length=50, batch_positions=128, seed=seed)
         batches.epoch = number
         return [target.tobytes() for _, target in batches]
 
@@ -99,6 +108,6 @@ def test_the_order_follows_from_seed_and_epoch_alone(split):
 
 
 def test_the_dataset_knows_its_length(split):
-    batches = BucketedBatches.for_training(split, max_length=50, batch_positions=128, seed=0)
+    batches = PackedBatches.for_training(split, max_length=50, batch_positions=128, seed=0)
     dataset = batches.dataset()
     assert int(dataset.cardinality()) == len(batches) == sum(1 for _ in dataset)

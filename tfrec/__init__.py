@@ -11,13 +11,14 @@ from typing import Any
 from tfrec.version import __version__
 
 _HOMES = {
-    "BucketedBatches": "tfrec.sequences",
     "CausalSelfAttention": "tfrec.layers",
     "Config": "tfrec.training",
+    "Dropout": "tfrec.layers",
     "FullSoftmax": "tfrec.losses",
     "ItemTower": "tfrec.towers",
     "LeaveLastOut": "tfrec.splits",
     "Log": "tfrec.interactions",
+    "PackedBatches": "tfrec.sequences",
     "PositionFromNewest": "tfrec.layers",
     "PreparedData": "tfrec.prepared",
     "Run": "tfrec.training",

@@ -14,7 +14,7 @@ import numpy as np
 from tfrec.baselines import Bigram, Popularity
 from tfrec.prepared import PreparedData
 from tfrec.progress import track
-from tfrec.sequences import BucketedBatches
+from tfrec.sequences import PackedBatches
 from tfrec.splits import LeaveLastOut
 from tfrec.two_tower import TwoTower
 from tfrec.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
@@ -81,7 +81,7 @@ def embed(
     model: TwoTower, item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray, batch_positions: int = 8192
 ) -> np.ndarray:
     """The queries after events `starts[i] : ends[i]`: float32 `(len(starts), width)`; zeros after no event."""
-    batches = BucketedBatches(
+    batches = PackedBatches(
         item_index,
         starts,
         ends,
@@ -90,8 +90,8 @@ def embed(
         has_targets=False,
     )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
-    for members, inputs, _ in batches.with_members():
-        queries[members] = model.predict_on_batch(inputs)[: len(members)]
+    for members, newest, inputs, _ in batches.with_members():
+        queries[members] = model.predict_on_batch(inputs).reshape(-1, queries.shape[1])[newest]
     return queries
 
 

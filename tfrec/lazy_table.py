@@ -72,10 +72,10 @@ class LazyTableTrainer:
         """One step: the body of `TwoTower.train_step`."""
         history, tower = inputs["history"], self.model.item_tower
         negatives = self.model.loss.draw(tower.num_items)
-        # every target but a row's last stands in its history: so many different rows at most, whatever the batch holds
+        # so many different rows at most, whatever the batch holds
         parts = [tf.reshape(history, [-1]), tf.reshape(target, [-1]), negatives]
         unique, local = tf.unique(tf.concat(parts, 0))
-        most = tf.size(history) + tf.shape(history)[0] + tf.size(negatives) + 1
+        most = 2 * tf.size(history) + tf.size(negatives) + 1
         index = tf.pad(unique, [[0, most - tf.size(unique)]])  # padding reads row 0, whose gradient is zero
         history, target, negatives = (
             tf.reshape(part, tf.shape(like))
@@ -84,15 +84,15 @@ class LazyTableTrainer:
             )
         )
         rows = tf.gather(tower.table.value, index)
-        gradient = self._step(rows, index, history, inputs["is_real"], target, negatives)
+        gradient = self._step(rows, index, inputs | {"history": history}, target, negatives)
         self.optimizer.update(index, rows, gradient)
 
-    def _differentiate(self, rows, index, history, is_real, target, negatives):
+    def _differentiate(self, rows, index, inputs, target, negatives):
         model = self.model
         with tf.GradientTape() as tape, model.item_tower.reading(rows, index):
             tape.watch(rows)
-            query = model({"history": history, "is_real": is_real}, training=True)
-            total, count = model.loss(query, target, is_real, model.item_tower, negatives)
+            query = model(inputs, training=True)
+            total, count = model.loss(query, target, inputs["is_real"], model.item_tower, negatives)
             loss = total / tf.maximum(count, 1)
         of_rows, *of_dense = tape.gradient(loss, [rows, *(v.value for v in self.dense)])
         model.optimizer.apply(of_dense, self.dense)

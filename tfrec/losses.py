@@ -15,8 +15,9 @@ from keras import ops
 
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
-LOGITS_BYTES = 16 << 20
-"""About how much a block of logits takes. A loss never holds more of them, whatever the batch and the catalogue."""
+LOGITS_BYTES = 4 << 20
+"""About how much a block of logits takes: it should fit a core's share of the last cache level. A loss never holds more of
+them, whatever the batch; of a catalogue above 8 thousand items, those of 128 positions."""
 
 
 def softmax_cross_entropy(query, items, label, weight):
@@ -38,35 +39,36 @@ def softmax_cross_entropy(query, items, label, weight):
     """
     num_items, width = items.shape
     num_positions = ops.shape(query)[0]
-    rows = max(8, LOGITS_BYTES // (4 * num_items))
+    size = max(128, LOGITS_BYTES // (4 * num_items))
 
     @ops.custom_gradient
     def fused(query, items):
-        num_blocks = (num_positions + rows - 1) // rows
-        padding = num_blocks * rows - num_positions
+        num_blocks = (num_positions + size - 1) // size
+        padding = num_blocks * size - num_positions
         queries = ops.pad(query, [[0, padding], [0, 0]])  # P D
         weights = ops.pad(weight, [[0, padding]])
+        items_by_width = ops.transpose(items)  # D N
 
         def block(i, total, d_query, d_items):
-            q = ops.slice(queries, (i * rows, 0), (rows, width))  # R D
-            w = ops.slice(weights, (i * rows,), (rows,))
-            logits = ops.matmul(q, ops.transpose(items))  # R N
-            highest = ops.max(logits, axis=-1, keepdims=True)
+            q = ops.slice(queries, (i * size, 0), (size, width))  # R D
+            w = ops.slice(weights, (i * size,), (size,))
+            # a column for each position: sums over items then run along contiguous positions, which vectorises
+            logits = ops.matmul(items, ops.transpose(q))  # N R
+            highest = ops.max(logits, axis=0)
             powers = ops.exp(logits - highest)
-            sums = ops.sum(powers, axis=-1, keepdims=True)  # R 1
-            share = ops.expand_dims(w, -1) / sums
-            total += ops.sum(ops.expand_dims(w, -1) * (ops.log(sums) + highest))
-            place = ops.expand_dims(i * rows + ops.arange(rows), -1)
-            d_query = ops.scatter_update(d_query, place, ops.matmul(powers, items) * share)
-            d_items += ops.matmul(ops.transpose(powers), q * share)
+            sums = ops.sum(powers, axis=0)  # R
+            share = w / sums
+            total += ops.sum(w * (ops.log(sums) + highest))
+            d_query = ops.slice_update(d_query, (0, i * size), ops.matmul(items_by_width, powers) * share)  # D P
+            d_items += ops.matmul(powers, q * ops.expand_dims(share, -1))  # N D
             return i + 1, total, d_query, d_items
 
-        start = (0, ops.zeros(()), ops.zeros_like(queries), ops.zeros_like(items))
+        start = (0, ops.zeros(()), ops.zeros_like(ops.transpose(queries)), ops.zeros_like(items))
         _, total, d_query, d_items = ops.while_loop(lambda i, *_: i < num_blocks, block, start)
         # the label's own logit: its part of the loss and of the gradients
         own = ops.expand_dims(weight, -1) * ops.take(items, label, axis=0)  # P D
         total -= ops.sum(own * query)
-        d_query = d_query[:num_positions] - own
+        d_query = ops.transpose(d_query)[:num_positions] - own
         d_items -= ops.segment_sum(ops.expand_dims(weight, -1) * query, label, num_segments=num_items)
 
         def grad(*args, upstream=None):

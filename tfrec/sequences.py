@@ -1,9 +1,9 @@
-"""From histories to what the tower reads: truncation, order, padding, and batches of few shapes.
+"""From histories to what the tower reads: truncation, order, padding, and batches without padding.
 
 A prepared history holds the newest `max_length` known items, oldest first, padding on the left. `prepare_history` does
 this for a tensor (in the served model and at the edge, where ids can be unknown or missing anywhere in the row),
-`pad_histories` for slices of the memory-mapped log (in training and evaluation, where every item is known). A test
-holds the two together.
+`PackedBatches` for slices of the memory-mapped log (in training and evaluation, where every item is known), several to a
+row. A test holds the two together.
 """
 
 from __future__ import annotations
@@ -46,74 +46,63 @@ def prepare_history(item_index, max_length: int):
     return ops.where(is_real, history, PAD_INDEX), is_real
 
 
-def pad_histories(item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int, rows: int):
-    """Gather events `starts[i] : ends[i]` into row `i`, the newest `length` of them, padding on the left.
+def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places for histories in as few rows as best fit finds: the longest first, each row filled with the longest that fit.
 
-    >>> pad_histories(np.array([7, 8, 9, 5], "int32"), np.array([0, 3]), np.array([3, 4]), length=2, rows=3)
-    (array([[8, 9],
-           [0, 5],
-           [0, 0]], dtype=int32), array([[ True,  True],
-           [False,  True],
-           [False, False]]))
+    The places depend on the lengths alone, so that histories of one length can swap theirs each epoch. A row is filled from
+    the right.
 
+    >>> row, end, length = pack(np.array([2, 5, 3, 4]), row_length=6)
+    >>> row.tolist(), end.tolist(), length.tolist()
+    ([0, 1, 1, 2], [6, 6, 2, 6], [5, 4, 2, 3])
+
+    Args:
+        lengths: int array, values in 1 to `row_length`.
     Returns:
-        `(history, is_real)`: int32 and bool arrays, shape `(rows, length)`; rows beyond the given ones are all padding.
+        `(row, end, length)`: int arrays with a place each: its row, the column after its last, how many columns it has.
     """
-    history = np.full((rows, length), PAD_INDEX, np.int32)
-    is_real = np.zeros((rows, length), bool)
-    columns = ends[:, None] - np.arange(length, 0, -1)
-    is_real[: len(starts)] = columns >= starts[:, None]
-    history[is_real] = item_index[columns[is_real[: len(starts)]]]
-    return history, is_real
+    count = np.bincount(lengths, minlength=row_length + 1)
+    row, end, length, num_rows = [], [], [], 0
+    while count.any():
+        room, pattern = row_length, []
+        while len(fitting := np.flatnonzero(count[: room + 1])):
+            pattern.append((int(fitting[-1]), room))
+            count[fitting[-1]] -= 1
+            room -= int(fitting[-1])
+        used = np.bincount([n for n, _ in pattern], minlength=len(count))
+        more = int((count[used > 0] // used[used > 0]).min())  # rows of the same pattern
+        count -= more * used
+        for n, stop in pattern:
+            row.append(np.arange(num_rows, num_rows + more + 1))
+            end.append(np.full(more + 1, stop))
+            length.append(np.full(more + 1, n))
+        num_rows += more + 1
+    if not num_rows:
+        return tuple(np.zeros((3, 0), np.int64))  # type: ignore[return-value]
+    return np.concatenate(row), np.concatenate(end), np.concatenate(length)
 
 
-def bucket_lengths(lengths: np.ndarray, max_length: int, num_buckets: int = 5) -> list[int]:
-    """The row lengths that pad the given histories least: any up to 32, multiples of 8 beyond, `max_length` at most.
+class PackedBatches:
+    """Batches of one shape, several histories to a row, for `model.fit` and for evaluation.
 
-    XLA compiles a step once for each shape, so they are few. Chosen exactly, by dynamic programming over the histogram.
+    Histories are packed whole, next to each other, so that next to nothing is padding, and the model keeps them apart by
+    `end`. A batch is `(inputs, target)`, all of shape `(rows, length)`; the last is filled up with padding rows.
 
-    >>> bucket_lengths(np.array([3] * 90 + [30] * 10 + [45]), max_length=50, num_buckets=3)
-    [3, 30, 48]
-    """
-    lengths = np.minimum(lengths, max_length)
-    edges = np.unique(np.minimum([*range(1, 33), *range(40, max_length + 8, 8)], max_length))
-    edges = edges[: np.searchsorted(edges, lengths.max(initial=1)) + 1]
-    count = np.searchsorted(np.sort(lengths), edges, side="right")  # histories no longer than each edge
-    cost = (count * edges).astype(float)  # of one bucket that ends at each edge
-    choice: list[np.ndarray] = []
-    for _ in range(min(num_buckets, len(edges)) - 1):
-        # best cost with one more bucket: the last one spans edges (j, i]
-        table = cost[None, :] + (count[:, None] - count[None, :]) * edges[:, None]
-        table[np.triu_indices(len(edges))] = np.inf
-        table[np.arange(len(edges)), np.arange(len(edges))] = cost
-        choice.append(table.argmin(axis=1))
-        cost = table.min(axis=1)
-    i = len(edges) - 1
-    chosen = {int(edges[i])}
-    for previous in reversed(choice):
-        i = int(previous[i])
-        chosen.add(int(edges[i]))
-    return sorted(chosen)
-
-
-class BucketedBatches:
-    """Batches of histories of similar length, for `model.fit` and for evaluation.
-
-    Each batch has one of a few static shapes `(rows, length)` with about `batch_positions` positions; the last batch of
-    a bucket is filled up with padding rows. A batch is `(inputs, target)`:
-
-        inputs["history"]  int32 (rows, length), oldest first, padding on the left
-        inputs["is_real"]  bool  (rows, length), True = real item
-        target             int32 (rows, length), the item that followed each position; without targets, the history
+        inputs["history"]  int32, oldest first
+        inputs["is_real"]  bool, True = real item
+        inputs["end"]      int32, the column after the newest item of the history that a position belongs to
+        target             int32, the item that followed each position; without targets, the history
 
     Each iteration is an epoch, its order drawn from `(seed, epoch)` alone, so that a resumed run sees the same batches.
+    Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination". Differs from the source: packed by
+    best fit.
 
     Args:
         item_index: int32 `(events,)`, memory-mapped or not.
-        starts, ends: int64 `(rows,)`: row `i` reads events `starts[i] : ends[i]`.
+        starts, ends: int64 `(histories,)`: history `i` reads events `starts[i] : ends[i]`.
         max_length: int > 0: longer histories keep their newest items.
-        batch_positions: int > 0: positions (real or padding) in a batch.
-        seed: int, or None to keep the given order within each bucket.
+        batch_positions: int > 0: about how many positions a batch has.
+        seed: int, or None to keep one order.
         has_targets: whether the targets, the events one later, are wanted; then the event at `ends[i]` must exist.
     """
 
@@ -128,21 +117,23 @@ class BucketedBatches:
         seed: int | None = None,
         has_targets: bool = True,
     ) -> None:
-        self.item_index, self.starts, self.ends = item_index, np.asarray(starts), np.asarray(ends)
+        self.item_index, self.ends = item_index, np.asarray(ends)
+        self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
-        lengths = np.minimum(self.ends - self.starts, max_length)
-        self.num_positions = int(lengths.sum())
+        self.num_positions = int(self.lengths.sum())
         """Real positions in an epoch: the work that counts."""
-        self.lengths = bucket_lengths(lengths, max_length) if len(lengths) else []
-        bucket = np.searchsorted(self.lengths, lengths)
-        self.buckets = [
-            (length, max(1, batch_positions // length), np.flatnonzero(bucket == b))
-            for b, length in enumerate(self.lengths)
-        ]
-        """`(length, rows of a batch, members)` of each bucket."""
+        self._members = np.flatnonzero(self.lengths)  # an empty history takes no place
+        self.length = int(min(max_length, -(-self.lengths.max(initial=1) // 8) * 8))
+        """Positions of a row: what the longest history needs, a multiple of 8 or `max_length`."""
+        row, end, length = pack(self.lengths[self._members], self.length)
+        by_length = np.argsort(length, kind="stable")
+        self._row, self._end = row[by_length], end[by_length]  # the places, shortest first
+        self._num_rows = int(row.max(initial=-1)) + 1
+        self.rows = max(1, min(batch_positions // self.length, self._num_rows))
+        """Rows of a batch."""
 
     @classmethod
-    def for_training(cls, split: LeaveLastOut, *, max_length: int, batch_positions: int, seed: int) -> BucketedBatches:
+    def for_training(cls, split: LeaveLastOut, *, max_length: int, batch_positions: int, seed: int) -> PackedBatches:
         """Every position of the training part is an example: it predicts the next item of its user."""
         starts, ends = split.data.offsets[:-1], split.train_ends - 1
         has_target = ends > starts
@@ -157,37 +148,54 @@ class BucketedBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return sum(-(-len(members) // rows) for _, rows, members in self.buckets)
+        return -(-self._num_rows // self.rows)
 
     def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        for _, inputs, target in self.with_members():
+        for _, _, inputs, target in self.with_members():
             yield inputs, target
 
-    def with_members(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
-        """An epoch of `(members, inputs, target)`; `members` says which of the given rows the batch's first rows are."""
+    def with_members(self) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]]:
+        """An epoch of `(members, newest, inputs, target)`.
+
+        `members` are the histories in the batch; `newest`, where their newest items stand in `history.reshape(-1)`.
+        """
         rng = None if self.seed is None else np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
-        batches = []
-        for length, rows, members in self.buckets:
-            if rng is not None:
-                members = rng.permutation(members)
-            batches += [(length, rows, members[i : i + rows]) for i in range(0, len(members), rows)]
-        if rng is not None:
-            rng.shuffle(batches)
-        for length, rows, members in batches:
-            starts, ends = self.starts[members], self.ends[members]
-            history, is_real = pad_histories(self.item_index, starts, ends, length, rows)
-            target = history
-            if self.has_targets:  # the same gather, one event later
-                starts = np.maximum(starts, ends - length)
-                target, _ = pad_histories(self.item_index, starts + 1, ends + 1, length, rows)
-            yield members, {"history": history, "is_real": is_real}, target
+        members, row = self._members, np.arange(self._num_rows)
+        if rng is not None:  # histories of one length swap places, rows swap batches
+            members, row = rng.permutation(members), rng.permutation(row)
+        members = members[np.argsort(self.lengths[members], kind="stable")]
+        row = row[self._row]
+        order = np.argsort(row, kind="stable")
+        members, row, end = members[order], row[order], self._end[order]
+        for first in range(0, self._num_rows, self.rows):
+            here = slice(*np.searchsorted(row, (first, first + self.rows)))
+            newest = (row[here] - first) * self.length + end[here] - 1
+            yield members[here], newest, *self._batch(members[here], newest, end[here])
+
+    def _batch(
+        self, members: np.ndarray, newest: np.ndarray, end: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The inputs and the target of a batch that holds `members` at `newest`."""
+        lengths = self.lengths[members]
+        back = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(lengths.sum())  # steps from the newest
+        place, event = np.repeat(newest, lengths) - back, np.repeat(self.ends[members] - 1, lengths) - back
+
+        def spread(values, dtype=np.int32):
+            flat = np.zeros(self.rows * self.length, dtype)
+            flat[place] = values
+            return flat.reshape(self.rows, self.length)
+
+        history = spread(self.item_index[event])
+        inputs = {"history": history, "is_real": spread(True, bool), "end": spread(np.repeat(end, lengths))}
+        return inputs, spread(self.item_index[event + 1]) if self.has_targets else history
 
     def dataset(self) -> tf.data.Dataset:
         """The batches as a `tf.data.Dataset` that prepares the next ones while the model works."""
         import tensorflow as tf
 
-        ints = tf.TensorSpec((None, None), tf.int32)
-        signature = ({"history": ints, "is_real": tf.TensorSpec((None, None), tf.bool)}, ints)
+        shape = (self.rows, self.length)
+        ints = tf.TensorSpec(shape, tf.int32)
+        signature = ({"history": ints, "is_real": tf.TensorSpec(shape, tf.bool), "end": ints}, ints)
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(tf.data.AUTOTUNE)

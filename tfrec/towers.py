@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from tfrec.layers.blocks import TransformerBlock
+from tfrec.layers.dropout import Dropout
 from tfrec.layers.positions import PositionFromNewest, steps_from_newest
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
@@ -120,6 +121,7 @@ class SequenceTower(keras.layers.Layer):
     Call arguments:
         x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
+        end: as of `CausalSelfAttention`: for rows that pack several histories.
     Returns:
         Float tensor, shape of `x`: the query after each position; zeros at padding.
     """
@@ -141,7 +143,7 @@ class SequenceTower(keras.layers.Layer):
         self.dropout_rate = dropout_rate
         own = {"dtype": self.dtype_policy}
         self.positions = PositionFromNewest(max_length, **own)
-        self.dropout = keras.layers.Dropout(dropout_rate, **own)
+        self.dropout = Dropout(dropout_rate, **own)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
 
     def build(self, input_shape):
@@ -153,10 +155,10 @@ class SequenceTower(keras.layers.Layer):
         for layer in (self.positions, *self.blocks, self.norm):
             layer.build(input_shape)
 
-    def call(self, x, is_real, training=None):
-        x = self.dropout(self.positions(x, is_real), training=training)  # B L D
+    def call(self, x, is_real, end=None, training=None):
+        x = self.dropout(self.positions(x, is_real, end), training=training)  # B L D
         for block in self.blocks:
-            x = block(x, is_real, training=training)
+            x = block(x, is_real, end, training=training)
         return ops.where(ops.expand_dims(is_real, -1), self.norm(x), 0)
 
     def compute_output_shape(self, input_shape, *_, **__):

@@ -32,7 +32,7 @@ import numpy as np
 from tfrec.evaluation import evaluate_model, recommend
 from tfrec.losses import FullSoftmax, SampledSoftmax
 from tfrec.prepared import ITEMS, PreparedData
-from tfrec.sequences import BucketedBatches
+from tfrec.sequences import PackedBatches
 from tfrec.splits import LeaveLastOut
 from tfrec.towers import ItemTower, SequenceTower
 from tfrec.two_tower import TwoTower
@@ -164,7 +164,7 @@ def build_model(config: Config, num_items: int) -> TwoTower:
     return model
 
 
-def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, BucketedBatches]:
+def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedBatches]:
     """The model that a config describes, compiled, and the batches it is to be fitted on: all of `train` but the fitting.
 
     Raises:
@@ -179,7 +179,7 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, Buckete
     model = build_model(config, data.num_items)
     positions = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
     automatic = min(4096, max(1024, 1 << int(math.log2(max(1, positions / 150)))))
-    batches = BucketedBatches.for_training(
+    batches = PackedBatches.for_training(
         split, max_length=config.max_length, batch_positions=config.batch_positions or automatic, seed=config.seed
     )
     steps = len(batches)
@@ -294,7 +294,7 @@ def _write_whole(path: Path, write) -> None:
 class _Progress(keras.callbacks.Callback):
     """After each epoch: validate, keep the best weights, write the checkpoint; stop when nothing got better for long."""
 
-    def __init__(self, folder: Path, split: LeaveLastOut, batches: BucketedBatches, patience: int) -> None:
+    def __init__(self, folder: Path, split: LeaveLastOut, batches: PackedBatches, patience: int) -> None:
         super().__init__()
         self.folder, self.split, self.batches, self.patience = folder, split, batches, patience
         self.history: list[dict[str, float]] = []

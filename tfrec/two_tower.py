@@ -20,7 +20,8 @@ class TwoTower(keras.Model):
         item_tower: `ItemTower`.
         sequence_tower: `SequenceTower`.
     Call arguments:
-        inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`.
+        inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`; where rows
+            pack several histories, also `end`, int32 `(batch, length)`: see `CausalSelfAttention`.
     Returns:
         Float tensor, shape `(batch, length, width)`: the query after each position.
     """
@@ -49,7 +50,7 @@ class TwoTower(keras.Model):
 
     def call(self, inputs, training=None):
         vectors = self.item_tower(inputs["history"])  # B L D
-        return self.sequence_tower(vectors, inputs["is_real"], training=training)
+        return self.sequence_tower(vectors, inputs["is_real"], inputs.get("end"), training=training)
 
     def embed_history(self, inputs):
         """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one."""
@@ -69,8 +70,10 @@ class TwoTower(keras.Model):
         return self.get_metrics_result()
 
     def predict_step(self, data):
-        """What `predict` returns: `embed_history` of each row, not the queries at every position."""
+        """What `predict` returns: `embed_history` of each row; where rows pack several histories, every position's query."""
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if "end" in inputs:
+            return keras.ops.cast(self(inputs, training=False), "float32")
         return self.embed_history(inputs)
 
     def get_config(self):

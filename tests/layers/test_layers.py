@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfrec.layers import CausalSelfAttention, PositionFromNewest, TransformerBlock
-from tfrec.layers.attention import attention_weights
+from tfrec.layers import CausalSelfAttention, Dropout, PositionFromNewest, TransformerBlock
+from tfrec.layers.attention import attend
 from tfrec.layers.positions import steps_from_newest
 from tfrec.towers import ItemTower, SequenceTower, newest
 
@@ -109,6 +109,14 @@ def test_what_padding_holds_and_how_much_there_is_changes_nothing(make, x, is_re
     np.testing.assert_allclose(np.array(layer(wider, real))[:, 3:][is_real], before[is_real], atol=1e-6)
 
 
+def test_histories_packed_into_a_row_do_not_see_each_other(make, x):
+    layer = make()
+    apart = [np.array(layer(x[:1, a:b], np.ones((1, b - a), bool)))[0] for a, b in ((1, 4), (4, 7))]
+    is_real, end = np.arange(7)[None] >= 1, np.array([[0, 4, 4, 4, 7, 7, 7]], np.int32)
+    together = np.array(layer(x[:1], is_real, end))[0]
+    np.testing.assert_allclose(together[1:], np.concatenate(apart), atol=1e-6)
+
+
 def test_a_row_of_padding_is_finite_and_hurts_no_gradient(make, x):
     layer, nothing = make(), np.zeros((BATCH, LENGTH), bool)
     with tf.GradientTape() as tape:
@@ -129,12 +137,27 @@ def test_dropout_only_in_training(x, is_real):
     assert (np.array(layer(x, is_real, training=True)) != np.array(layer(x, is_real, training=True))).any()
 
 
+def test_dropout_keeps_its_share_and_the_mean():
+    layer, x = Dropout(0.3, seed=1), np.ones((40, 50, 60), np.float32)
+    first, second = (np.array(layer(x, training=True)) for _ in range(2))
+    assert set(np.unique(first)) == {0, np.float32(1 / 0.7)}
+    assert first.mean() == pytest.approx(1, abs=0.005)
+    kept, again = first > 0, second > 0
+    assert (kept & again).mean() == pytest.approx(0.49, abs=0.005)  # steps draw independently
+    for axis in range(3):  # and so do neighbours
+        assert (kept & np.roll(kept, 1, axis)).mean() == pytest.approx(0.49, abs=0.005)
+    np.testing.assert_array_equal(Dropout(0.3, seed=1)(x, training=True), first)
+    with pytest.raises(ValueError, match=r"`rate` must be in \[0, 1\). Received: rate=1"):
+        Dropout(1)
+
+
 def test_attention_by_hand():
     """Two positions, one head, width 1: query (1, 2), key (3, log(3)/2 + 3); logits of the second row differ by log 3."""
     query = np.array([1.0, 2.0], np.float32).reshape(1, 1, 2, 1)
     key = np.array([3.0, 3.0 + np.log(3) / 2], np.float32).reshape(1, 1, 2, 1)
-    weights = np.array(attention_weights(query, key, np.array([[True, False], [True, True]])))
-    np.testing.assert_allclose(weights[0, 0], [[1.0, 0.0], [0.25, 0.75]], atol=1e-6)
+    value = np.array([1.0, 0.0], np.float32).reshape(1, 1, 2, 1)
+    out = np.array(attend(query, key, value, np.array([[True, False], [True, True]])))
+    np.testing.assert_allclose(out[0, 0, :, 0], [1.0, 0.25], atol=1e-6)
 
 
 def test_attention_mixes_values_by_hand():

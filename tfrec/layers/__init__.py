@@ -2,6 +2,7 @@
 
 from tfrec.layers.attention import CausalSelfAttention
 from tfrec.layers.blocks import TransformerBlock
+from tfrec.layers.dropout import Dropout
 from tfrec.layers.positions import PositionFromNewest
 
-__all__ = ["CausalSelfAttention", "PositionFromNewest", "TransformerBlock"]
+__all__ = ["CausalSelfAttention", "Dropout", "PositionFromNewest", "TransformerBlock"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from tfrec.layers.attention import CausalSelfAttention
+from tfrec.layers.dropout import Dropout
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -21,6 +22,7 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
+        end: as of `CausalSelfAttention`.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
     """
@@ -35,7 +37,7 @@ class TransformerBlock(keras.layers.Layer):
         self.attention = CausalSelfAttention(num_heads, dropout_rate, **own)
         self.feed_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
         self.feed_in = keras.layers.Dense(hidden_dim, activation="gelu", **own)
-        self.dropout = keras.layers.Dropout(dropout_rate, **own)
+        self.dropout = Dropout(dropout_rate, **own)
 
     def build(self, input_shape):
         width = input_shape[-1]
@@ -46,8 +48,8 @@ class TransformerBlock(keras.layers.Layer):
         self.feed_in.build(input_shape)
         self.feed_out.build((*input_shape[:-1], self.hidden_dim))
 
-    def call(self, x, is_real, training=None):
-        x = x + self.dropout(self.attention(self.attention_norm(x), is_real, training=training), training=training)
+    def call(self, x, is_real, end=None, training=None):
+        x = x + self.dropout(self.attention(self.attention_norm(x), is_real, end, training=training), training=training)
         return x + self.dropout(self.feed_out(self.feed_in(self.feed_norm(x))), training=training)
 
     def compute_output_shape(self, input_shape, *_, **__):

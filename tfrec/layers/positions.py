@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 
-def steps_from_newest(is_real):
-    """How many real items follow each position: 0 at the newest.
+def steps_from_newest(is_real, end=None):
+    """How many real items of the same history follow each position: 0 at the newest.
 
     >>> import numpy as np
     >>> np.array(steps_from_newest(np.array([[False, True, True, True]])))
@@ -15,9 +15,12 @@ def steps_from_newest(is_real):
 
     Args:
         is_real: bool tensor, shape `(batch, length)`.
+        end: as of `CausalSelfAttention`.
     Returns:
         int32 tensor, shape `(batch, length)`; at padding it means nothing.
     """
+    if end is not None:
+        return ops.maximum(end - 1 - ops.arange(ops.shape(end)[1], dtype="int32"), 0)
     count = ops.cumsum(ops.cast(is_real, "int32"), axis=1)
     return count[:, -1:] - count
 
@@ -36,6 +39,7 @@ class PositionFromNewest(keras.layers.Layer):
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
+        end: as of `CausalSelfAttention`.
     Returns:
         `x` plus the embedding of each position.
     """
@@ -51,8 +55,8 @@ class PositionFromNewest(keras.layers.Layer):
             name="embeddings",
         )
 
-    def call(self, x, is_real):
-        position = ops.minimum(steps_from_newest(is_real), self.max_length - 1)
+    def call(self, x, is_real, end=None):
+        position = ops.minimum(steps_from_newest(is_real, end), self.max_length - 1)
         return x + ops.take(self.embeddings, position, axis=0)
 
     def compute_output_shape(self, input_shape, *_, **__):
