@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec.losses import FullSoftmax, SampledSoftmax, softmax_cross_entropy
+from tfrec.losses import GBCE, FullSoftmax, SampledSoftmax, softmax_cross_entropy
 
 
 def test_full_softmax_by_hand(item_tower_of):
@@ -21,11 +21,12 @@ def test_full_softmax_by_hand(item_tower_of):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("rows", [8, 10, 57, 99])
-def test_blocks_give_the_loss_and_the_gradients_of_the_whole(monkeypatch, rows, jit_compile):
+@pytest.mark.parametrize(("rows", "smoothing"), [(8, 0.0), (10, 0.2), (57, 0.0), (99, 0.5)])
+def test_blocks_give_the_loss_and_the_gradients_of_the_whole(monkeypatch, rows, smoothing, jit_compile):
     """57 positions in blocks of any size, some of weight 0, against TensorFlow's own cross-entropy."""
     num_positions, num_items, width = 57, 23, 7
     monkeypatch.setattr("tfrec.losses.LOGITS_BYTES", 4 * num_items * rows)
+    monkeypatch.setattr("tfrec.losses.SMALLEST_BLOCK", 1)
     rng = np.random.default_rng(0)
     query, items = (tf.constant(rng.normal(size=(n, width)), tf.float32) for n in (num_positions, num_items))
     label = tf.constant(rng.integers(0, num_items, num_positions), tf.int32)
@@ -43,13 +44,14 @@ def test_blocks_give_the_loss_and_the_gradients_of_the_whole(monkeypatch, rows, 
     def blocks(query, items, label, weight):
         with tf.GradientTape() as tape:
             tape.watch([query, items])
-            loss = 3 * softmax_cross_entropy(query, items, label, weight)
+            loss = 3 * softmax_cross_entropy(query, items, label, weight, smoothing)
         return loss, tape.gradient(loss, [query, items])
 
     with tf.GradientTape() as tape:
         tape.watch([query, items])
         logits = tf.matmul(query, items, transpose_b=True)
-        whole = 3 * tf.reduce_sum(weight * tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))
+        target = (1 - smoothing) * tf.one_hot(label, num_items) + smoothing / num_items
+        whole = 3 * tf.reduce_sum(weight * tf.nn.softmax_cross_entropy_with_logits(target, logits))
     loss, gradients = blocks(query, items, label, weight)
     assert float(loss) == pytest.approx(float(whole), rel=1e-5)
     for got, expected in zip(gradients, tape.gradient(whole, [query, items]), strict=True):
@@ -79,7 +81,25 @@ def test_a_sampled_accidental_hit_has_no_probability(item_tower_of):
     assert float(loss) == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [FullSoftmax(0.3), SampledSoftmax(5, 0.3, seed=4)])
+def test_gbce_by_hand(item_tower_of):
+    """2 of 4 other items are negatives: rate 1/2, so beta is 1/2 (t (1 - 2) + 2): 1 at t = 0, 5/8 at .75, 1/2 at 1."""
+    assert [GBCE(2, t).beta(5) for t in (0.0, 0.75, 1.0)] == [1.0, 0.625, 0.5]
+    tower = item_tower_of([[0.0], [1.0], [2.0], [3.0], [4.0]])
+    query, target, is_real = np.array([[[1.0], [9.0]]], np.float32), np.array([[3, 4]]), np.array([[True, False]])
+    total, count = GBCE(2, 0.75)(query, target, is_real, tower, negatives=np.array([4, 3]))  # 3 is an accidental hit
+    assert float(total) == pytest.approx(0.625 * np.log1p(np.exp(-1)) + np.log1p(np.exp(2)), rel=1e-5)
+    assert float(count) == 1
+
+
+def test_cosine_candidates_have_length_one(item_tower_of):
+    tower = item_tower_of([[3.0, 4.0], [0.0, 2.0]])
+    tower.normalize = True
+    np.testing.assert_allclose(tower.catalogue(), [[0.6, 0.8], [0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(tower.candidates(np.array([3])), [[0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(tower(np.array([3])), [[0, 2]])  # what a history reads keeps its length
+
+
+@pytest.mark.parametrize("loss", [FullSoftmax(0.3, 0.1), SampledSoftmax(5, 0.3, seed=4), GBCE(5, 0.5, 0.3, seed=4)])
 def test_config_round_trip(loss):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert type(again) is type(loss)

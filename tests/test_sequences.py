@@ -59,8 +59,9 @@ def split():
     return LeaveLastOut(PreparedData.from_histories(histories))
 
 
-def test_every_training_pair_comes_once_and_nothing_else(split):
-    batches = PackedBatches.for_training(split, max_length=200, batch_positions=128, seed=3)
+@pytest.mark.parametrize(("max_length", "windows"), [(200, False), (60, False), (8, True), (13, True)])
+def test_every_training_pair_comes_once_and_nothing_else(split, max_length, windows):
+    batches = PackedBatches.for_training(split, max_length=max_length, batch_positions=128, seed=3, windows=windows)
     pairs = []
     for inputs, target in batches:
         assert target.shape == (batches.rows, batches.length)

@@ -36,6 +36,13 @@ def test_training_holds_no_target():
     assert not train & set(split.targets("validation").tolist())
 
 
+def test_a_final_model_trains_on_everything():
+    data = PreparedData.from_histories([["a", "b", "c", "d"], ["x"], ["x", "y"]])
+    item_index, offsets = LeaveLastOut(data, num_held_out=0).train_part()
+    np.testing.assert_array_equal(item_index, data.item_index)
+    np.testing.assert_array_equal(offsets, data.offsets)
+
+
 def test_an_unknown_split_is_refused():
     split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c"]]))
     with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'validation'\]. Received: 'train'"):

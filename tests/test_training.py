@@ -7,8 +7,20 @@ import keras
 import numpy as np
 import pytest
 
+from tfrec.cli import PRESET_HELP, evaluate
 from tfrec.prepared import PreparedData
-from tfrec.training import Config, DivergedError, Run, build_model, parse_settings, train
+from tfrec.training import (
+    PRESETS,
+    Config,
+    DivergedError,
+    Run,
+    build_model,
+    compile_model,
+    final_config,
+    parse_settings,
+    preset,
+    train,
+)
 
 
 class StopAfter(keras.callbacks.Callback):
@@ -33,7 +45,7 @@ class StopAfter(keras.callbacks.Callback):
 @pytest.fixture(scope="module")
 def tiny(small_config):
     """Two compiled shapes, four short epochs."""
-    return dataclasses.replace(small_config, epochs=4, batch_positions=4096, num_blocks=1)
+    return dataclasses.replace(small_config, epochs=4, validate_every=2, batch_positions=4096, num_blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +109,9 @@ def test_the_run_folder_holds_what_it_should(uninterrupted, tiny):
     rows = history(uninterrupted)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[3]["loss"]) < float(rows[0]["loss"])
-    best = max(rows, key=lambda row: float(row["val_ndcg@10"]))
+    validated = [row for row in rows if row["val_ndcg@10"]]
+    assert [row["epoch"] for row in validated] == ["1", "2", "4"]  # the first, the last, and every second
+    best = max(validated, key=lambda row: float(row["val_ndcg@10"]))
     metrics = json.loads((uninterrupted / "metrics.json").read_text())
     assert metrics["best_epoch"] == int(best["epoch"])
     assert metrics["validation"]["ndcg@10"] == float(best["val_ndcg@10"])
@@ -126,11 +140,34 @@ def test_patience_stops_training(tiny, tmp_path):
     assert train(config, tmp_path / "run").metrics["epochs"] < 10
 
 
-def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path):
+def test_a_final_model_learns_from_the_targets_too(uninterrupted, tmp_path, capsys):
+    first = Run.open(uninterrupted)
+    final = train(final_config(first), tmp_path / "final")
+    assert final.metrics["epochs"] == final.metrics["best_epoch"] == first.metrics["best_epoch"]
+    assert "validation" not in final.metrics
+    _, batches = compile_model(first.config, first.data())
+    _, final_batches = compile_model(final.config, final.data())
+    assert final_batches.num_positions == batches.num_positions + 2 * final.data().num_users
+    with pytest.raises(ValueError, match="was trained on all events"):
+        evaluate(Run.open(tmp_path / "final").folder)
+
+
+def test_every_preset_makes_a_model_and_is_offered(data_folder):
+    for name, settings in PRESETS.items():
+        assert name in PRESET_HELP
+        config = Config.from_dict({"data": str(data_folder)} | preset(name))
+        assert all(json.loads(json.dumps(config.to_dict()))[k] == v for k, v in settings.items())
+        build_model(config, 5)
+    with pytest.raises(ValueError, match="There is no preset `sasrek`. There are: default, large, sasrec"):
+        preset("sasrek")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path, precision):
     from tfrec.evaluation import evaluate
 
-    mixed = train(dataclasses.replace(small_config, mixed_precision=True), tmp_path / "run")
-    assert mixed.model.sequence_tower.compute_dtype == "bfloat16"
+    mixed = train(dataclasses.replace(small_config, precision=precision), tmp_path / "run")
+    assert mixed.model.sequence_tower.compute_dtype == precision
     assert mixed.model.item_tower.table.dtype == "float32"
     both = [evaluate(data, "test", r.model)["model"]["hr@10"] for r in (run, mixed)]
     assert both[1] > 0.95 * both[0]
@@ -144,7 +181,10 @@ def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path):
         ({"width": "wide"}, "`width` must be int. Received: 'wide'"),
         ({"width": True}, "`width` must be int. Received: True"),
         ({"width": 10, "num_heads": 3}, "`num_heads` must divide `width`. Received: num_heads=3, width=10"),
-        ({"loss": "mse"}, "`loss` must be one of auto, full_softmax, sampled_softmax, tfrs_retrieval. Received: 'mse'"),
+        (
+            {"loss": "mse"},
+            "`loss` must be one of auto, full_softmax, sampled_softmax, gbce, tfrs_retrieval. Received: 'mse'",
+        ),
         ({"epochs": 0}, "`epochs` must be above 0. Received: 0"),
     ],
 )
@@ -168,7 +208,10 @@ def test_settings_without_an_equals_sign_are_refused():
         ("mlp_dims", (7,)),
         ("max_length", 9),
         ("dropout_rate", 0.9),
-        ("mixed_precision", True),
+        ("precision", "bfloat16"),
+        ("block", "gated"),
+        ("positions", ("relative",)),
+        ("similarity", "cosine"),
     ],
 )
 def test_every_field_of_the_model_changes_it(small_config, name, value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import ctypes
+import dataclasses
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="From an interaction log to a sequential recommender: prepare, train, evaluate, export, serve, lite.",
 )
 out = Console()
+PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec or hstu; --set changes what it sets."
 INDEX_HELP = "Kind of index: `exact` (stock ops) or `scann` (needs a server with ScaNN's ops, such as `tfrec serve`)."
 
 
@@ -166,6 +168,7 @@ def prepare(
 def train(
     data: Annotated[str | None, typer.Argument(help="Prepared folder (not needed with --resume).")] = None,
     out_: Annotated[Path, typer.Option("--out", help="Run folder.")] = ...,  # type: ignore[assignment]
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
     epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
@@ -173,21 +176,30 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder where it exists.")] = False,
     mixed_precision: Annotated[bool, typer.Option("--mixed-precision", help="Compute in bfloat16.")] = False,
+    final: Annotated[
+        Path | None, typer.Option("--final", help="Refit this run on all events, for the epochs its validation chose.")
+    ] = None,
 ) -> None:
     """Train a model; keep the weights with the best validation NDCG@10."""
-    from tfrec.training import Config, parse_settings
-    from tfrec.training import train as train_run
+    from tfrec import training
 
-    if resume and (epochs or settings or mixed_precision):
+    if (resume or final) and (epochs or settings or mixed_precision or preset != "default"):
         raise typer.BadParameter(
-            "--resume goes on with the config of the run; leave out --epochs, --set and --mixed-precision."
+            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --set and --mixed-precision."
         )
-    if data is None and not resume:
-        raise typer.BadParameter("Pass a prepared folder, or --resume.")
-    values = parse_settings(settings or [])
+    if data is None and not (resume or final):
+        raise typer.BadParameter("Pass a prepared folder, --resume or --final RUN.")
+    if final:
+        config = training.final_config(training.Run.open(final))
+        config = dataclasses.replace(config, data=data) if data else config
+        done = training.train(config, out_, overwrite=overwrite).metrics
+        out.print(f"Wrote {out_}: trained on all events, {done['epochs']} epochs, {done['seconds']:.0f} s.")
+        return
+    values = training.preset(preset) | training.parse_settings(settings or [])
     values |= {"epochs": epochs} if epochs is not None else {}
-    values |= {"mixed_precision": True} if mixed_precision else {}
-    run = train_run(Config.from_dict({"data": data or ""} | values), out_, resume=resume, overwrite=overwrite)
+    values |= {"precision": "bfloat16"} if mixed_precision else {}
+    config = training.Config.from_dict({"data": data or ""} | values)
+    run = training.train(config, out_, resume=resume, overwrite=overwrite)
     best = run.metrics
     out.print(
         f"Wrote {out_}: best epoch {best['best_epoch']} of {best['epochs']}, validation NDCG@10 "
@@ -216,6 +228,10 @@ def evaluate(
         from tfrec.training import Run
 
         trained = Run.open(run)
+        if trained.config.final_epochs:
+            raise ValueError(
+                f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
+            )
         result = evaluate_data(trained.data(), split, trained.model)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
@@ -284,6 +300,12 @@ def recommend(
     ],
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     exclude: Annotated[str, typer.Option(help="Item ids not to recommend.")] = "",
+    timestamps: Annotated[
+        str, typer.Option(help="When each item was, in seconds since 1970, for a model that reads times.")
+    ] = "",
+    request_time: Annotated[
+        int | None, typer.Option(help="When this is asked, for such a model; now by default.")
+    ] = None,
     titles: Annotated[
         Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")
     ] = None,
@@ -296,15 +318,16 @@ def recommend(
 
     ids, excluded = (next(csv.reader([text], skipinitialspace=True), []) for text in (history, exclude))
     folder = Path(source)
+    times = [int(t) for t in timestamps.split(",")] if timestamps else None
     if folder.is_dir():
         with (
             Server(folder, 0, model_name=model_name) as server,
             Client(f"127.0.0.1:{server.port}", model_name) as client,
         ):
-            answer = client.recommend(ids, k, excluded)
+            answer = client.recommend(ids, k, excluded, times, request_time)
     elif ":" in source:
         with Client(source, model_name) as client:
-            answer = client.recommend(ids, k, excluded)
+            answer = client.recommend(ids, k, excluded, times, request_time)
     else:
         raise ValueError(f"`{source}` is neither host:port nor an export folder.")
     if as_json:

@@ -78,9 +78,17 @@ def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str) -> dict[str, fl
 
 
 def embed(
-    model: TwoTower, item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray, batch_positions: int = 8192
+    model: TwoTower,
+    item_index: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    timestamp: np.ndarray | None = None,
+    batch_positions: int = 4096,
 ) -> np.ndarray:
-    """The queries after events `starts[i] : ends[i]`: float32 `(len(starts), width)`; zeros after no event."""
+    """The queries after events `starts[i] : ends[i]`: float32 `(len(starts), width)`; zeros after no event.
+
+    A model that reads times takes them from `timestamp`; the request is at the time of event `ends[i]`.
+    """
     batches = PackedBatches(
         item_index,
         starts,
@@ -88,6 +96,7 @@ def embed(
         max_length=model.sequence_tower.max_length,
         batch_positions=batch_positions,
         has_targets=False,
+        timestamp=timestamp if model.sequence_tower.time_bias else None,
     )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
     for members, newest, inputs, _ in batches.with_members():
@@ -97,11 +106,16 @@ def embed(
 
 def embed_histories(model: TwoTower, split: LeaveLastOut, part: str) -> np.ndarray:
     """The queries of all evaluated users: float32 `(num evaluated users, width)`."""
-    return embed(model, split.data.item_index, *split.histories(part))
+    return embed(model, split.data.item_index, *split.histories(part), split.data.timestamp)
 
 
 def recommend(
-    model: TwoTower, histories: Sequence[np.ndarray], k: int, item_counts: Sequence[int]
+    model: TwoTower,
+    histories: Sequence[np.ndarray],
+    k: int,
+    item_counts: Sequence[int],
+    timestamps: Sequence[np.ndarray] | None = None,
+    request_times: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `k` best unseen items after each history, by the rules of the serving contract, in plain NumPy.
 
@@ -110,13 +124,24 @@ def recommend(
         histories: int arrays of item indexes, oldest first; padding and unknown ones are dropped.
         k: int; at most the size of the catalogue comes back.
         item_counts: ints `(num_items,)`: a history with nothing known gets the most frequent items.
+        timestamps, request_times: for a model that reads times, when each item was (int arrays like `histories`) and when
+            each recommendation is asked for, in seconds; 0 = unknown.
     Returns:
         `(items, scores)`: int32 item indexes, padded with `PAD_INDEX`, and float32, padded with `-inf`; best first.
     """
-    known = [row[row >= FIRST_ITEM_INDEX] for row in (np.asarray(history, np.int32) for history in histories)]
-    ends = np.cumsum([len(h) for h in known])
-    flat = np.concatenate(known)
-    scores = embed(model, flat, ends - [len(h) for h in known], ends) @ np.asarray(model.item_tower.catalogue()).T
+    given = [np.asarray(history, np.int32) for history in histories]
+    times = [np.zeros(len(h), np.int64) for h in given] if timestamps is None else timestamps
+    requests = [0] * len(given) if request_times is None else request_times
+    known = [h[h >= FIRST_ITEM_INDEX] for h in given]
+    # an event more for each history, which stands for the request: its time is read, its item is not
+    flat = np.concatenate([np.append(h, PAD_INDEX) for h in known])
+    times = [
+        np.append(np.asarray(t, np.int64)[h >= FIRST_ITEM_INDEX], np.int64(r))
+        for h, t, r in zip(given, times, requests, strict=True)
+    ]
+    ends = np.cumsum([len(h) + 1 for h in known]) - 1
+    queries = embed(model, flat, ends - [len(h) for h in known], ends, np.concatenate(times))
+    scores = queries @ np.asarray(model.item_tower.catalogue()).T
     counts = np.asarray(item_counts, np.float64)
     for row, history in enumerate(known):
         if not len(history):

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,10 +21,9 @@ import tfrec
 from tfrec.evaluation import embed_histories
 from tfrec.index import ExactIndex, build_index, recall
 from tfrec.prepared import ITEMS, PreparedData
-from tfrec.sequences import prepare_history
+from tfrec.sequences import prepare_inputs
 from tfrec.splits import LeaveLastOut
-from tfrec.towers import newest
-from tfrec.training import Run
+from tfrec.training import Config, Run
 from tfrec.two_tower import TwoTower
 from tfrec.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
 
@@ -40,7 +38,13 @@ def _ids(*shape, name: str) -> tf.TensorSpec:
 
 HISTORY = _ids(None, None, name="history")
 EXCLUDE = _ids(None, None, name="exclude")
+CANDIDATES = _ids(None, None, name="candidates")
+ITEM_IDS = _ids(None, name="item_ids")
 K = tf.TensorSpec((None,), tf.int32, "k")
+TIMES = (tf.TensorSpec((None, None), tf.int64, "timestamps"), tf.TensorSpec((None,), tf.int64, "request_time"))
+"""What a model with `time_bias` reads besides the history: when each item was and when the request is, in seconds."""
+DTYPES = {spec.name: spec.dtype for spec in (K, *TIMES)}
+"""Of the inputs that are no strings."""
 
 
 class ServingModel(tf.Module):
@@ -48,7 +52,8 @@ class ServingModel(tf.Module):
 
     Ids that the vocabulary lacks are dropped before attention. What the history or `exclude` holds is not recommended. A
     history with nothing known gets the popular items, scored by their share of the events. Rows shorter than the answer is
-    wide are filled with `""` and `-inf`.
+    wide are filled with `""` and `-inf`. A model that reads times takes `timestamps` and `request_time` wherever it takes
+    `history`.
 
     Args:
         model: the trained towers.
@@ -80,29 +85,29 @@ class ServingModel(tf.Module):
             1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm", dtype=tf.float32
         )
 
+        times = TIMES if model.sequence_tower.time_bias else ()
+        self.serving_default = tf.function(self._serving_default, [HISTORY, *times])
+        self.recommend = tf.function(self._recommend, [HISTORY, *times, EXCLUDE, K])
+        self.similar_items = tf.function(self._similar_items, [ITEM_IDS, K])
+        self.score = tf.function(self._score, [HISTORY, *times, CANDIDATES])
+        self.embed_history = tf.function(self._embed_history, [HISTORY, *times])
+        self.embed_items = tf.function(self._embed_items, [ITEM_IDS])
+
     @property
     def signatures(self) -> dict[str, Any]:
         """The functions to save, by signature name."""
-        return {
-            "serving_default": self.serving_default,
-            "recommend": self.recommend,
-            "similar_items": self.similar_items,
-            "score": self.score,
-            "embed_history": self.embed_history,
-            "embed_items": self.embed_items,
-        }
+        names = ("serving_default", "recommend", "similar_items", "score", "embed_history", "embed_items")
+        return {name: getattr(self, name) for name in names}
 
-    @tf.function(input_signature=[HISTORY])
-    def serving_default(self, history):
+    def _serving_default(self, history, *times):
         exclude = tf.zeros((tf.shape(history)[0], 0), tf.string)
-        return self._recommend(history, exclude, tf.fill((tf.shape(history)[0],), self.k), self.k)
+        return self._rank(history, times, exclude, tf.fill((tf.shape(history)[0],), self.k), self.k)
 
-    @tf.function(input_signature=[HISTORY, EXCLUDE, K])
-    def recommend(self, history, exclude, k):
-        return self._recommend(history, exclude, k, tf.reduce_max(tf.concat([k, [0]], 0)))
+    def _recommend(self, history, *others):
+        *times, exclude, k = others
+        return self._rank(history, times, exclude, k, tf.reduce_max(tf.concat([k, [0]], 0)))
 
-    @tf.function(input_signature=[_ids(None, name="item_ids"), K])
-    def similar_items(self, item_ids, k):
+    def _similar_items(self, item_ids, k):
         """The items with the highest cosine to each; always exact. An unknown item has none."""
         item = self._item_index.lookup(item_ids) - FIRST_ITEM_INDEX  # B
         is_known = item >= 0
@@ -115,35 +120,32 @@ class ServingModel(tf.Module):
         scores, items = tf.math.top_k(scores, width)
         return self._answer(scores, items, k)
 
-    @tf.function(input_signature=[HISTORY, _ids(None, None, name="candidates")])
-    def score(self, history, candidates):
-        query, is_cold = self._query(self._item_index.lookup(history))
+    def _score(self, history, *others):
+        *times, candidates = others
+        query, is_cold = self._query(self._item_index.lookup(history), times)
         item = self._item_index.lookup(candidates) - FIRST_ITEM_INDEX  # B C
         own = tf.maximum(item, 0)
         dots = tf.einsum("bd,bcd->bc", query, tf.gather(self.index.vectors, own))
         scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share, own), dots)
         return {"scores": tf.where(item >= 0, scores, -np.inf)}
 
-    @tf.function(input_signature=[HISTORY])
-    def embed_history(self, history):
-        return {"embedding": self._query(self._item_index.lookup(history))[0]}
+    def _embed_history(self, history, *times):
+        return {"embedding": self._query(self._item_index.lookup(history), times)[0]}
 
-    @tf.function(input_signature=[_ids(None, name="item_ids")])
-    def embed_items(self, item_ids):
+    def _embed_items(self, item_ids):
         item = self._item_index.lookup(item_ids) - FIRST_ITEM_INDEX
         vectors = tf.gather(self.index.vectors, tf.maximum(item, 0))
         return {"embedding": tf.where(tf.expand_dims(item >= 0, 1), vectors, 0.0)}
 
-    def _query(self, item_index):
+    def _query(self, item_index, times):
         """`(query, is_cold)`: float32 `(B, D)`, and bool `(B,)`: True where nothing of the history is known."""
-        history, is_real = prepare_history(item_index, self._model.sequence_tower.max_length)
-        positions = self._model({"history": history, "is_real": is_real}, training=False)
-        return tf.cast(newest(positions, is_real), tf.float32), ~tf.reduce_any(is_real, axis=1)
+        inputs = prepare_inputs(item_index, self._model.sequence_tower.max_length, *times)
+        return self._model.embed_history(inputs), ~tf.reduce_any(inputs["is_real"], axis=1)
 
-    def _recommend(self, history, exclude, k, width):
+    def _rank(self, history, times, exclude, k, width):
         """Rank enough items that `width` are left after the history and `exclude` are taken out."""
         history = self._item_index.lookup(history)
-        query, is_cold = self._query(history)
+        query, is_cold = self._query(history, times)
         excluded = (
             tf.concat([history, self._item_index.lookup(exclude)], axis=1) - FIRST_ITEM_INDEX
         )  # B X, below 0: not an item
@@ -205,7 +207,7 @@ def export(run: Run | str | os.PathLike, out: str | os.PathLike, *, index: str =
         tf.saved_model.save(serving, aside, signatures=signatures, options=options)
         (aside / "assets.extra").mkdir()
         shutil.copy(run.folder / ITEMS, aside / "assets.extra" / ITEMS)
-        _write_warmup(aside / "assets.extra" / "tf_serving_warmup_requests", data, run.config.max_length, k)
+        _write_warmup(aside / "assets.extra" / "tf_serving_warmup_requests", data, run.config, k)
         manifest = {
             "tfrec_version": tfrec.__version__,
             "tensorflow_version": tf.__version__,
@@ -258,30 +260,31 @@ def latest_version(folder: str | os.PathLike) -> Path:
     return max(versions, key=lambda p: int(p.name))
 
 
-def _write_warmup(path: Path, data: PreparedData, max_length: int, k: int) -> None:
+def _write_warmup(path: Path, data: PreparedData, config: Config, k: int) -> None:
     """Requests that TF Serving replays when it loads the model: each signature, with histories as long as real ones."""
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-    lengths = np.linspace(1, max(1, np.minimum(data.lengths, max_length).max()), WARMUP_REQUESTS).astype(int)
+    lengths = np.linspace(1, max(1, np.minimum(data.lengths, config.max_length).max()), WARMUP_REQUESTS).astype(int)
     ids = np.array(data.vocabulary.item_ids, dtype=object)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for length in lengths:
-            history = [[str(i) for i in np.resize(ids, length)]]
+            query: dict[str, list] = {"history": [[str(i) for i in np.resize(ids, length)]]}
+            if config.time_bias:
+                query |= {"timestamps": [[0] * int(length)], "request_time": [0]}
             item = [str(ids[0])]
             requests: dict[str, dict[str, list]] = {
-                "serving_default": {"history": history},
-                "recommend": {"history": history, "exclude": [item], "k": [k]},
+                "serving_default": query,
+                "recommend": query | {"exclude": [item], "k": [k]},
                 "similar_items": {"item_ids": item, "k": [k]},
-                "score": {"history": history, "candidates": [item]},
-                "embed_history": {"history": history},
+                "score": query | {"candidates": [item]},
+                "embed_history": query,
                 "embed_items": {"item_ids": item},
             }
             for signature, inputs in requests.items():
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(name="default", signature_name=signature),
                     inputs={
-                        name: tf.make_tensor_proto(value, tf.int32 if name == "k" else tf.string)
-                        for name, value in inputs.items()
+                        name: tf.make_tensor_proto(value, DTYPES.get(name, tf.string)) for name, value in inputs.items()
                     },
                 )
                 log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

@@ -1,6 +1,7 @@
 """LiteRT: the same model in one `.tflite` file, for phones and edge devices.
 
     history  int32 [1, max_length]   item indexes, oldest first; 0 (padding) may stand anywhere
+    timestamps int64 [1, max_length], request_time int64 [1]   seconds, 0 = unknown; only of a model that reads times
     items    int32 [1, k]            item indexes of the recommendations, best first; 0 beyond the catalogue
     scores   float32 [1, k]
 
@@ -19,9 +20,8 @@ import tensorflow as tf
 
 from tfrec.evaluation import recommend
 from tfrec.index import ExactIndex
-from tfrec.sequences import prepare_history
+from tfrec.sequences import prepare_inputs
 from tfrec.splits import LeaveLastOut
-from tfrec.towers import newest
 from tfrec.training import Run
 from tfrec.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
 
@@ -63,14 +63,17 @@ class EdgeModel(tf.Module):
     @property
     def function(self):
         """The concrete function to convert."""
-        return tf.function(
-            self._recommend, input_signature=[tf.TensorSpec((1, self._max_length), tf.int32, "history")]
-        ).get_concrete_function()
+        row = (1, self._max_length)
+        inputs = [tf.TensorSpec(row, tf.int32, "history")]
+        if self._model.sequence_tower.time_bias:
+            inputs += [tf.TensorSpec(row, tf.int64, "timestamps"), tf.TensorSpec((1,), tf.int64, "request_time")]
+        return tf.function(self._recommend, inputs).get_concrete_function()
 
-    def _recommend(self, history):
-        prepared, is_real = prepare_history(history, self._max_length)
-        query = newest(self._model({"history": prepared, "is_real": is_real}, training=False), is_real)
-        scores = tf.linalg.matmul(tf.cast(query, tf.float32), self._index.vectors, transpose_b=True)  # 1 N
+    def _recommend(self, history, *times):
+        inputs = prepare_inputs(history, self._max_length, *times)
+        prepared, is_real = inputs["history"], inputs["is_real"]
+        query = self._model.embed_history(inputs)
+        scores = tf.linalg.matmul(query, self._index.vectors, transpose_b=True)  # 1 N
         scores = tf.where(tf.reduce_any(is_real), scores, self._share)
         # enough that k are left when the history is taken out
         scores, items = tf.math.top_k(scores, min(self._k + self._max_length, self._index.num_items))
@@ -104,10 +107,12 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
 
     split = LeaveLastOut(data)
     starts, ends = (array[:PARITY_HISTORIES] for array in split.histories("test"))
-    histories = [data.item_index[a:b][-run.config.max_length :] for a, b in zip(starts, ends, strict=True)]
-    items, scores = recommend(run.model, histories, k, run.items["num_events"])
+    kept = [slice(max(a, b - run.config.max_length), b) for a, b in zip(starts, ends, strict=True)]
+    histories, times = ([array[rows] for rows in kept] for array in (data.item_index, data.timestamp))
+    requests = data.timestamp[ends]
+    items, scores = recommend(run.model, histories, k, run.items["num_events"], times, requests)
     interpreter = load(out)
-    found = [run_edge(interpreter, history) for history in histories]
+    found = [run_edge(interpreter, *given) for given in zip(histories, times, requests, strict=True)]
     differences = [np.abs(s[s > -np.inf] - scores[i][s > -np.inf]).max() for i, (_, s) in enumerate(found)]
     same = [np.array_equal(a, items[i]) for i, (a, _) in enumerate(found)]
     return LiteReport(out, len(content), float(max(differences)), float(np.mean(same)), len(histories))
@@ -122,12 +127,21 @@ def load(path: str | os.PathLike):
     return interpreter
 
 
-def run_edge(interpreter, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Run one history of item indexes, of any length: `(items, scores)`, int32 and float32 `(k,)`."""
+def run_edge(
+    interpreter, history: np.ndarray, timestamps: np.ndarray | None = None, request_time: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run one history of item indexes, of any length: `(items, scores)`, int32 and float32 `(k,)`.
+
+    `timestamps` and `request_time` are for a model that reads times; another ignores them.
+    """
     runner = interpreter.get_signature_runner()
-    length = runner.get_input_details()["history"]["shape"][1]
-    row = np.full((1, length), PAD_INDEX, np.int32)
-    newest_items = np.asarray(history, np.int32)[-length:]
-    row[0, length - len(newest_items) :] = newest_items
-    answer = runner(history=row)
+    inputs = {"history": history, "timestamps": np.zeros(len(history)) if timestamps is None else timestamps}
+    given = {"request_time": np.array([request_time], np.int64)}
+    details = runner.get_input_details()
+    length = details["history"]["shape"][1]
+    for name, values in inputs.items():
+        row = np.zeros((1, length), np.int32 if name == "history" else np.int64)  # 0 is padding
+        row[0, length - len(values[-length:]) :] = values[-length:]
+        given[name] = row
+    answer = runner(**{name: given[name] for name in details})
     return answer["items"][0], answer["scores"][0]

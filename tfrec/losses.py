@@ -16,11 +16,12 @@ from keras import ops
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
 LOGITS_BYTES = 4 << 20
-"""About how much a block of logits takes: it should fit a core's share of the last cache level. A loss never holds more of
-them, whatever the batch; of a catalogue above 8 thousand items, those of 128 positions."""
+"""About how much a block of logits takes: what fits a core's share of the last cache level."""
+SMALLEST_BLOCK = 128
+"""Positions of a block for however many items: fewer make slow matrix products. A loss never holds more logits than these."""
 
 
-def softmax_cross_entropy(query, items, label, weight):
+def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0):
     """Weighted sum of `-log softmax(query @ items.T)[label]`, without ever holding all logits.
 
     The gradient is made in the forward pass: a block of positions at a time computes its logits, what they contribute to the
@@ -34,12 +35,13 @@ def softmax_cross_entropy(query, items, label, weight):
         items: float32 tensor, shape `(num_items, width)`.
         label: int tensor, shape `(positions,)`: rows of `items`.
         weight: float32 tensor, shape `(positions,)`; 0 leaves a position out.
+        label_smoothing: float in [0, 1): this share of each target is spread evenly over all items.
     Returns:
         Float32 scalar tensor.
     """
     num_items, width = items.shape
     num_positions = ops.shape(query)[0]
-    size = max(128, LOGITS_BYTES // (4 * num_items))
+    size = max(SMALLEST_BLOCK, LOGITS_BYTES // (4 * num_items))
 
     @ops.custom_gradient
     def fused(query, items):
@@ -66,10 +68,15 @@ def softmax_cross_entropy(query, items, label, weight):
         start = (0, ops.zeros(()), ops.zeros_like(ops.transpose(queries)), ops.zeros_like(items))
         _, total, d_query, d_items = ops.while_loop(lambda i, *_: i < num_blocks, block, start)
         # the label's own logit: its part of the loss and of the gradients
-        own = ops.expand_dims(weight, -1) * ops.take(items, label, axis=0)  # P D
+        weighted = (1 - label_smoothing) * ops.expand_dims(weight, -1)
+        own = weighted * ops.take(items, label, axis=0)  # P D
+        d_items -= ops.segment_sum(weighted * query, label, num_segments=num_items)
+        if label_smoothing:
+            spread = label_smoothing * ops.expand_dims(weight, -1)
+            own += spread * ops.mean(items, axis=0)
+            d_items -= ops.sum(spread * query, axis=0) / num_items
         total -= ops.sum(own * query)
         d_query = ops.transpose(d_query)[:num_positions] - own
-        d_items -= ops.segment_sum(ops.expand_dims(weight, -1) * query, label, num_segments=num_items)
 
         def grad(*args, upstream=None):
             upstream = args[-1] if upstream is None else upstream
@@ -95,23 +102,41 @@ class FullSoftmax:
 
     Args:
         temperature: float > 0: logits are divided by it.
+        label_smoothing: float in [0, 1): this share of each target is spread evenly over all items.
     """
 
-    def __init__(self, temperature: float = 1.0):
+    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0):
         self.temperature = temperature
+        self.label_smoothing = label_smoothing
 
     def __call__(self, query, target, is_real, item_tower):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
         weight = ops.cast(ops.reshape(is_real, (-1,)), "float32")
         label = ops.maximum(ops.reshape(target, (-1,)) - FIRST_ITEM_INDEX, 0)
-        return softmax_cross_entropy(query, item_tower.catalogue(), label, weight), ops.sum(weight)
+        total = softmax_cross_entropy(query, item_tower.catalogue(), label, weight, self.label_smoothing)
+        return total, ops.sum(weight)
 
     def get_config(self):
-        return {"temperature": self.temperature}
+        return {"temperature": self.temperature, "label_smoothing": self.label_smoothing}
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def sampled_logits(query, target, is_real, item_tower, negatives, temperature):
+    """Logits of positions against their targets and against negatives that they share, in one matrix product.
+
+    Returns:
+        `(own, others, weight)`: float32 tensors, shapes `(positions, 1)`, `(positions, num_negatives)`, `(positions,)`.
+        A negative that is a position's own target, an accidental hit, has -1e9. Padding has weight 0.
+    """
+    query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / temperature  # P D
+    target = ops.reshape(target, (-1,))
+    own = ops.sum(query * item_tower.candidates(target), axis=-1, keepdims=True)  # P 1
+    others = ops.matmul(query, ops.transpose(item_tower.candidates(negatives)))  # P K
+    is_hit = ops.equal(ops.expand_dims(target, 1), ops.expand_dims(negatives, 0))
+    return own, ops.where(is_hit, -1e9, others), ops.cast(ops.reshape(is_real, (-1,)), "float32")
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -141,16 +166,10 @@ class SampledSoftmax:
         return uniform_items(self.num_negatives, num_items, self.seed_generator)
 
     def __call__(self, query, target, is_real, item_tower, negatives=None):
-        query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
-        weight = ops.cast(ops.reshape(is_real, (-1,)), "float32")
-        target = ops.reshape(target, (-1,))
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
-        own = ops.sum(query * ops.cast(item_tower(target), "float32"), axis=-1, keepdims=True)  # P 1
-        others = ops.matmul(query, ops.transpose(ops.cast(item_tower(negatives), "float32")))  # P K
+        own, others, weight = sampled_logits(query, target, is_real, item_tower, negatives, self.temperature)
         others += math.log(item_tower.num_items / self.num_negatives)
-        is_hit = ops.equal(ops.expand_dims(target, 1), ops.expand_dims(negatives, 0))
-        logits = ops.concatenate([own, ops.where(is_hit, -1e9, others)], axis=-1)
-        loss = ops.logsumexp(logits, axis=-1) - own[:, 0]
+        loss = ops.logsumexp(ops.concatenate([own, others], axis=-1), axis=-1) - own[:, 0]
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):
@@ -159,3 +178,38 @@ class SampledSoftmax:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class GBCE(SampledSoftmax):
+    """Generalised binary cross-entropy against a few uniform negatives, drawn once a step and shared by all positions.
+
+    `-(beta log sigmoid(own) + sum over negatives of log(1 - sigmoid(other)))`. With few negatives plain binary cross-entropy
+    is overconfident; `beta` takes that back, in full at `calibration` 1, not at all at 0.
+    Source: Petrov & Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
+    Sampling". Differs from the source: the negatives are shared by the positions of a batch.
+
+    Args:
+        num_negatives: int > 0.
+        calibration: float in [0, 1], the paper's `t`.
+        temperature: float > 0: logits are divided by it.
+        seed: int.
+    """
+
+    def __init__(self, num_negatives: int = 256, calibration: float = 0.75, temperature: float = 1.0, seed: int = 0):
+        super().__init__(num_negatives, temperature, seed)
+        self.calibration = calibration
+
+    def beta(self, num_items: int) -> float:
+        """The power of the target's probability."""
+        rate = min(1.0, self.num_negatives / max(1, num_items - 1))
+        return rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
+
+    def __call__(self, query, target, is_real, item_tower, negatives=None):
+        negatives = self.draw(item_tower.num_items) if negatives is None else negatives
+        own, others, weight = sampled_logits(query, target, is_real, item_tower, negatives, self.temperature)
+        loss = self.beta(item_tower.num_items) * ops.softplus(-own[:, 0]) + ops.sum(ops.softplus(others), axis=-1)
+        return ops.sum(loss * weight), ops.sum(weight)
+
+    def get_config(self):
+        return super().get_config() | {"calibration": self.calibration}

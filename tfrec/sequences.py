@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def prepare_history(item_index, max_length: int):
+def prepare_history(item_index, max_length: int, *others):
     """Keep the newest `max_length` known items of each row, oldest first, padding on the left.
 
     Padding and unknown ids are dropped as if they were not there, wherever they stand.
@@ -33,8 +33,9 @@ def prepare_history(item_index, max_length: int):
     Args:
         item_index: int32 tensor, shape `(batch, length)`, oldest first.
         max_length: int > 0.
+        *others: tensors of the shape of `item_index`, such as timestamps, to be kept in step with it.
     Returns:
-        `(history, is_real)`: int32 and bool tensors, shape `(batch, min(length, max_length))`.
+        `(history, is_real, *others)`: int32 and bool tensors, shape `(batch, min(length, max_length))`; 0 at padding.
     """
     length = ops.shape(item_index)[1]
     is_known = item_index >= FIRST_ITEM_INDEX
@@ -42,8 +43,28 @@ def prepare_history(item_index, max_length: int):
     newest_first, _ = ops.top_k(ops.where(is_known, column, 0), k=ops.minimum(length, max_length))
     kept = ops.flip(newest_first, axis=1)
     is_real = kept > 0
-    history = ops.take_along_axis(item_index, ops.maximum(kept - 1, 0), axis=1)
-    return ops.where(is_real, history, PAD_INDEX), is_real
+    history, *kept_others = (
+        ops.where(is_real, ops.take_along_axis(values, ops.maximum(kept - 1, 0), axis=1), PAD_INDEX)
+        for values in (item_index, *others)
+    )
+    return history, is_real, *kept_others
+
+
+def prepare_inputs(item_index, max_length: int, timestamps=None, request_time=None) -> dict:
+    """The inputs of a `TwoTower` from raw rows: `prepare_history`, and the times for a model that reads them.
+
+    Args:
+        item_index, max_length: as of `prepare_history`.
+        timestamps: None, or int64 tensor, shape `(batch, length)`: when each item was, in seconds; 0 = unknown.
+        request_time: int64 tensor, shape `(batch,)`: when the item after the newest is asked for; 0 = unknown.
+    """
+    if timestamps is None:
+        history, is_real = prepare_history(item_index, max_length)
+        return {"history": history, "is_real": is_real}
+    history, is_real, times = prepare_history(item_index, max_length, timestamps)
+    # the item after each position was asked for when it came
+    request_times = ops.concatenate([times[:, 1:], ops.expand_dims(request_time, 1)], axis=1)
+    return {"history": history, "is_real": is_real, "timestamps": times, "request_times": request_times}
 
 
 def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,6 +112,7 @@ class PackedBatches:
         inputs["history"]  int32, oldest first
         inputs["is_real"]  bool, True = real item
         inputs["end"]      int32, the column after the newest item of the history that a position belongs to
+        inputs["timestamps"], inputs["request_times"]   int64, when each item and the one after it were; only with `timestamp`
         target             int32, the item that followed each position; without targets, the history
 
     Each iteration is an epoch, its order drawn from `(seed, epoch)` alone, so that a resumed run sees the same batches.
@@ -104,6 +126,7 @@ class PackedBatches:
         batch_positions: int > 0: about how many positions a batch has.
         seed: int, or None to keep one order.
         has_targets: whether the targets, the events one later, are wanted; then the event at `ends[i]` must exist.
+        timestamp: None, or int64 `(events,)`, for models that read times; then the event at `ends[i]` must exist.
     """
 
     def __init__(
@@ -116,8 +139,9 @@ class PackedBatches:
         batch_positions: int,
         seed: int | None = None,
         has_targets: bool = True,
+        timestamp: np.ndarray | None = None,
     ) -> None:
-        self.item_index, self.ends = item_index, np.asarray(ends)
+        self.item_index, self.timestamp, self.ends = item_index, timestamp, np.asarray(ends)
         self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
         self.num_positions = int(self.lengths.sum())
@@ -133,17 +157,33 @@ class PackedBatches:
         """Rows of a batch."""
 
     @classmethod
-    def for_training(cls, split: LeaveLastOut, *, max_length: int, batch_positions: int, seed: int) -> PackedBatches:
-        """Every position of the training part is an example: it predicts the next item of its user."""
+    def for_training(
+        cls,
+        split: LeaveLastOut,
+        *,
+        max_length: int,
+        batch_positions: int,
+        seed: int,
+        windows: bool = False,
+        has_times: bool = False,
+    ) -> PackedBatches:
+        """Every position of the training part is an example: it predicts the next item of its user.
+
+        A user with more than `max_length` of them gives the newest; with `windows`, as many rows as hold them all.
+        """
         starts, ends = split.data.offsets[:-1], split.train_ends - 1
-        has_target = ends > starts
+        number = np.maximum(ends - starts, 0)
+        number = -(-number // max_length) if windows else np.minimum(number, 1)
+        user = np.repeat(np.arange(len(number)), number)
+        back = np.arange(len(user)) - np.repeat(np.cumsum(number) - number, number)  # windows from the newest
         return cls(
             split.data.item_index,
-            starts[has_target],
-            ends[has_target],
+            starts[user],
+            ends[user] - max_length * back,
             max_length=max_length,
             batch_positions=batch_positions,
             seed=seed,
+            timestamp=split.data.timestamp if has_times else None,
         )
 
     def __len__(self) -> int:
@@ -188,6 +228,9 @@ class PackedBatches:
 
         history = spread(self.item_index[event])
         inputs = {"history": history, "is_real": spread(True, bool), "end": spread(np.repeat(end, lengths))}
+        if self.timestamp is not None:
+            inputs["timestamps"] = spread(self.timestamp[event], np.int64)
+            inputs["request_times"] = spread(self.timestamp[event + 1], np.int64)
         return inputs, spread(self.item_index[event + 1]) if self.has_targets else history
 
     def dataset(self) -> tf.data.Dataset:
@@ -195,7 +238,9 @@ class PackedBatches:
         import tensorflow as tf
 
         shape = (self.rows, self.length)
-        ints = tf.TensorSpec(shape, tf.int32)
-        signature = ({"history": ints, "is_real": tf.TensorSpec(shape, tf.bool), "end": ints}, ints)
+        ints, times = tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.int64)
+        inputs = {"history": ints, "is_real": tf.TensorSpec(shape, tf.bool), "end": ints}
+        inputs |= {} if self.timestamp is None else {"timestamps": times, "request_times": times}
+        signature = (inputs, ints)
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(tf.data.AUTOTUNE)

@@ -18,24 +18,26 @@ class LeaveLastOut:
 
     The test history holds all but the last event (so the validation target too). A user with fewer than
     `MIN_EVENTS` events is never a target: all of their events are training data, and they are counted in `num_short`.
+
+    Args:
+        data: the log.
+        num_held_out: 2; or 0, to train on every event, as a model for production does.
     """
 
-    def __init__(self, data: PreparedData) -> None:
+    def __init__(self, data: PreparedData, num_held_out: int = 2) -> None:
         self.data = data
         is_evaluated = data.lengths >= MIN_EVENTS
         self.users = np.flatnonzero(is_evaluated)
         """int64: the users that are evaluated, in row order."""
         self.num_short = int(data.num_users - len(self.users))
-        self.train_ends = data.offsets[1:] - np.where(is_evaluated, 2, 0)
+        self.train_ends = data.offsets[1:] - np.where(is_evaluated, num_held_out, 0)
         """int64 `(num_users,)`: user u trains on events `offsets[u] : train_ends[u]`."""
 
     def train_part(self) -> tuple[np.ndarray, np.ndarray]:
         """The training part as flat arrays: `(item_index, offsets)`, as in `PreparedData`."""
         starts, ends = self.data.offsets[:-1], self.train_ends
-        is_training = np.ones(self.data.num_events, bool)
-        for held_out in (1, 2):
-            is_training[self.data.offsets[1:][self.users] - held_out] = False
-        return self.data.item_index[is_training], np.concatenate([[0], np.cumsum(ends - starts)])
+        event, offsets = np.arange(self.data.num_events), np.concatenate([[0], np.cumsum(ends - starts)])
+        return self.data.item_index[event < np.repeat(ends, self.data.lengths)], offsets
 
     def histories(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """`(starts, ends)`, int64 `(num evaluated users,)`: the events that are history when `split` is ranked.

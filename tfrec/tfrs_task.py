@@ -101,7 +101,7 @@ class TfrsRetrieval:
         is_real = ops.reshape(is_real, (-1,))
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
         index = ops.concatenate([ops.reshape(target, (-1,)), negatives])  # C = P + negatives
-        candidates = ops.cast(item_tower(index), "float32")  # C D
+        candidates = item_tower.candidates(index)  # C D
         ids = ops.maximum(item_tower.original(index), FIRST_ITEM_INDEX)
         num_real = ops.sum(ops.cast(is_real, "float32"))
         expected = num_real * ops.take(self._share, ids - FIRST_ITEM_INDEX) + self.num_negatives / item_tower.num_items

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
-from tfrec.layers.blocks import TransformerBlock
+from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
-from tfrec.layers.positions import PositionFromNewest, steps_from_newest
+from tfrec.layers.positions import PositionFromNewest, RelativePositionBias, TimeBias, steps_from_newest
 from tfrec.vocabulary import FIRST_ITEM_INDEX
+
+BLOCKS: dict[str, Any] = {"transformer": TransformerBlock, "gated": GatedBlock, "hstu": HSTUBlock}
+POSITIONS = ("absolute", "relative", "rotary")
 
 
 def newest(x, is_real):
@@ -38,19 +42,21 @@ class ItemTower(keras.layers.Layer):
         num_items: int > 0: size of the catalogue, without padding and unknown.
         width: int > 0: width of the id table.
         mlp_dims: ints: hidden widths of an MLP (GELU) on top of the table, added to what it reads; none by default.
+        normalize: whether `candidates` and `catalogue` have length 1.
     Call arguments:
         item_index: int tensor, any shape: `PAD_INDEX`, `OOV_INDEX` or `FIRST_ITEM_INDEX + i`.
     Returns:
         Float tensor, shape `(*item_index.shape, width)`.
     """
 
-    def __init__(self, num_items: int, width: int, mlp_dims: Sequence[int] = (), **kwargs):
+    def __init__(self, num_items: int, width: int, mlp_dims: Sequence[int] = (), normalize: bool = False, **kwargs):
         super().__init__(**kwargs)
         if num_items < 1:
             raise ValueError(f"`num_items` must be at least 1. Received: num_items={num_items}.")
         self.num_items = num_items
         self.width = width
         self.mlp_dims = list(mlp_dims)
+        self.normalize = normalize
         self._reading: tuple | None = None
         own = {"dtype": self.dtype_policy}
         self.mlp = [keras.layers.Dense(d, activation="gelu", **own) for d in self.mlp_dims]
@@ -94,23 +100,33 @@ class ItemTower(keras.layers.Layer):
         table = self.table if self._reading is None else self._reading[0]
         return self._refine(ops.take(ops.cast(table, self.compute_dtype), item_index, axis=0))
 
+    def _as_candidates(self, x):
+        x = ops.cast(x, "float32")
+        return ops.normalize(x, axis=-1) if self.normalize else x
+
+    def candidates(self, item_index):
+        """What queries are compared with: float32 tensor, shape `(*item_index.shape, width)`."""
+        return self._as_candidates(self(item_index))
+
     def catalogue(self):
-        """Every item's vector: float32 tensor, shape `(num_items, width)`; row `i` has item index `i + FIRST_ITEM_INDEX`."""
-        return ops.cast(self._refine(ops.convert_to_tensor(self.table)[FIRST_ITEM_INDEX:]), "float32")
+        """Every candidate: float32 tensor, shape `(num_items, width)`; row `i` has item index `i + FIRST_ITEM_INDEX`."""
+        return self._as_candidates(self._refine(ops.convert_to_tensor(self.table)[FIRST_ITEM_INDEX:]))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape, self.width)
 
     def get_config(self):
         own = {"num_items": self.num_items, "width": self.width, "mlp_dims": self.mlp_dims}
-        return super().get_config() | own
+        return super().get_config() | own | {"normalize": self.normalize}
 
 
 @keras.saving.register_keras_serializable("tfrec")
 class SequenceTower(keras.layers.Layer):
     """Reads a history of item vectors with causal self-attention; each position becomes a query for the item after it.
 
-    Source: SASRec, Kang & McAuley 2018. Differs from the source: pre-LN blocks, positions counted from the newest item.
+    Source: SASRec, Kang & McAuley 2018, is `block="transformer"`, `positions=["absolute"]`. Differs from the source: pre-LN
+    blocks, positions counted from the newest item. eSASRec is `block="gated"`, HSTU is `block="hstu"`,
+    `positions=["relative"]`.
 
     Args:
         max_length: int > 0: how much of a history is read (its newest items).
@@ -118,10 +134,17 @@ class SequenceTower(keras.layers.Layer):
         num_heads: int > 0; must divide the width of the item vectors.
         hidden_dim: int > 0: width of the feed-forward layers; four times the width of the item vectors by default.
         dropout_rate: float in [0, 1).
+        block: `"transformer"` (`TransformerBlock`), `"gated"` (`GatedBlock`) or `"hstu"` (`HSTUBlock`, which has no
+            feed-forward layer).
+        positions: how the order of items is known, any of `"absolute"` (`PositionFromNewest`), `"relative"`
+            (`RelativePositionBias`) and `"rotary"` (`rotate`).
+        time_bias: whether attention knows how long ago each item was (`TimeBias`); then the times are needed.
+        normalize: whether queries have length 1.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
         end: as of `CausalSelfAttention`: for rows that pack several histories.
+        timestamps, request_times: as of `TimeBias`, with `time_bias`.
     Returns:
         Float tensor, shape of `x`: the query after each position; zeros at padding.
     """
@@ -133,33 +156,74 @@ class SequenceTower(keras.layers.Layer):
         num_heads: int = 2,
         hidden_dim: int | None = None,
         dropout_rate: float = 0.2,
+        block: str = "transformer",
+        positions: Sequence[str] = ("absolute",),
+        time_bias: bool = False,
+        normalize: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if block not in BLOCKS:
+            raise ValueError(f"`block` must be one of {', '.join(BLOCKS)}. Received: {block!r}.")
+        if unknown := set(positions) - set(POSITIONS):
+            raise ValueError(f"`positions` may hold {', '.join(POSITIONS)}. Received: {', '.join(sorted(unknown))}.")
         self.max_length = max_length
         self.num_blocks = num_blocks
         self.num_heads = num_heads
         self.hidden_dim = hidden_dim
         self.dropout_rate = dropout_rate
+        self.block = block
+        self.positions = list(positions)
+        self.time_bias = time_bias
+        self.normalize = normalize
         own = {"dtype": self.dtype_policy}
-        self.positions = PositionFromNewest(max_length, **own)
+        self.position = PositionFromNewest(max_length, **own) if "absolute" in positions else None
         self.dropout = Dropout(dropout_rate, **own)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
 
     def build(self, input_shape):
         hidden_dim = self.hidden_dim or 4 * input_shape[-1]
+        size = self.max_length if self.block == "hstu" else hidden_dim
+        own = {"dtype": self.dtype_policy}
         self.blocks = [
-            TransformerBlock(self.num_heads, hidden_dim, self.dropout_rate, dtype=self.dtype_policy, name=f"block_{i}")
+            BLOCKS[self.block](
+                self.num_heads, size, self.dropout_rate, "rotary" in self.positions, name=f"block_{i}", **own
+            )
             for i in range(self.num_blocks)
         ]
-        for layer in (self.positions, *self.blocks, self.norm):
+        self.distances: list[Any] = [
+            RelativePositionBias(self.num_heads, self.max_length, name=f"distance_{i}", **own)
+            for i in range(self.num_blocks if "relative" in self.positions else 0)
+        ]
+        self.times: list[Any] = [
+            TimeBias(self.num_heads, name=f"time_{i}", **own) for i in range(self.num_blocks if self.time_bias else 0)
+        ]
+        for layer in (*([self.position] if self.position else []), *self.blocks, self.norm):
             layer.build(input_shape)
+        for bias in (*self.distances, *self.times):
+            bias.build(None)
 
-    def call(self, x, is_real, end=None, training=None):
-        x = self.dropout(self.positions(x, is_real, end), training=training)  # B L D
-        for block in self.blocks:
-            x = block(x, is_real, end, training=training)
-        return ops.where(ops.expand_dims(is_real, -1), self.norm(x), 0)
+    def _bias(self, block: int, length, timestamps, request_times):
+        """What block number `block` adds to the logits of its attention, or None."""
+        bias = ops.expand_dims(self.distances[block].between(length), 0) if self.distances else None
+        if self.times:
+            of_time = self.times[block].between(timestamps, request_times)
+            bias = of_time if bias is None else bias + of_time
+        return bias
+
+    def call(self, x, is_real, end=None, timestamps=None, request_times=None, training=None):
+        if self.time_bias and timestamps is None:
+            raise ValueError("`time_bias` needs `timestamps` and `request_times`.")
+        if self.position:
+            x = self.position(x, is_real, end)  # B L D
+        x = self.dropout(x, training=training)
+        for i, block in enumerate(self.blocks):
+            bias = self._bias(i, ops.shape(x)[1], timestamps, request_times)
+            x = block(x, is_real, end, bias, training=training)
+        x = self.norm(x)
+        if self.normalize:
+            x = ops.normalize(x, axis=-1)
+        return ops.where(ops.expand_dims(is_real, -1), x, 0)
 
     def compute_output_shape(self, input_shape, *_, **__):
         return input_shape
@@ -171,5 +235,9 @@ class SequenceTower(keras.layers.Layer):
             "num_heads": self.num_heads,
             "hidden_dim": self.hidden_dim,
             "dropout_rate": self.dropout_rate,
+            "block": self.block,
+            "positions": self.positions,
+            "time_bias": self.time_bias,
+            "normalize": self.normalize,
         }
         return super().get_config() | own

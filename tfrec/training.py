@@ -30,7 +30,7 @@ import keras
 import numpy as np
 
 from tfrec.evaluation import evaluate_model, recommend
-from tfrec.losses import FullSoftmax, SampledSoftmax
+from tfrec.losses import GBCE, FullSoftmax, SampledSoftmax
 from tfrec.prepared import ITEMS, PreparedData
 from tfrec.sequences import PackedBatches
 from tfrec.splits import LeaveLastOut
@@ -44,7 +44,29 @@ MONITOR = "val_ndcg@10"
 SHOWN = (MONITOR, "val_hr@10")
 FULL_SOFTMAX_ITEMS = 50_000
 """The largest catalogue that `loss="auto"` trains with the full softmax."""
-LOSSES = ("auto", "full_softmax", "sampled_softmax", "tfrs_retrieval")
+LOSSES = ("auto", "full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
+
+SIMILARITIES = ("dot", "cosine")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "large": {"width": 192, "num_heads": 6, "num_blocks": 4, "dropout_rate": 0.4},
+    "sasrec": {"block": "transformer", "positions": ["absolute"], "width": 64, "num_heads": 2, "dropout_rate": 0.2},
+    "gsasrec": {
+        "block": "transformer", "positions": ["absolute"], "width": 128, "num_heads": 2, "dropout_rate": 0.2,
+        "loss": "gbce", "num_negatives": 256,
+    },
+    "esasrec": {
+        "block": "gated", "positions": ["absolute"], "width": 128, "num_heads": 4, "dropout_rate": 0.2,
+        "loss": "sampled_softmax", "num_negatives": 256,
+    },
+    "hstu": {
+        "block": "hstu", "positions": ["relative"], "width": 64, "num_heads": 2, "dropout_rate": 0.2,
+        "similarity": "cosine", "temperature": 0.05,
+    },
+}  # fmt: skip
+"""Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
 
 
 class DivergedError(Exception):
@@ -59,18 +81,28 @@ class Config:
         data: the prepared folder.
         max_length: how many of a history's newest items are read.
         width: width of item vectors and of the sequence tower.
-        num_blocks, num_heads, hidden_dim, dropout_rate: of `SequenceTower`.
+        num_blocks, num_heads, hidden_dim, dropout_rate, block, positions: of `SequenceTower`.
+        time_bias: of `SequenceTower`: reads the times of events and of requests.
         mlp_dims: of `ItemTower`.
-        loss: `full_softmax`, `sampled_softmax`, `tfrs_retrieval`, or `auto`: the first up to 50,000 items, the last above.
-        num_negatives: uniform negatives of a batch, for `sampled_softmax` and `tfrs_retrieval`.
+        similarity: of queries and candidates: `dot`, or `cosine`, which wants a `temperature` of about 0.05.
+        loss: `full_softmax`, `sampled_softmax`, `gbce`, `tfrs_retrieval`, or `auto`: the first up to 50,000 items, the last
+            above.
+        num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
+        label_smoothing: of `FullSoftmax`.
+        calibration: of `GBCE`.
         epochs: at most; the learning rate falls to zero over them along a cosine, after one epoch of warm-up.
+        validate_every: epochs from one validation to the next; the first and the last are always validated.
         patience: epochs without a better validation NDCG@10 after which training stops.
         learning_rate: the highest.
         weight_decay: of AdamW.
+        windows: learn from all of a long history, in windows of `max_length`, not from its newest items alone.
         batch_positions: positions in a batch; None: 4096, fewer on small data (down to 1024), for about 150 steps an epoch.
+        final_epochs: None; or train on every event, the validation and test targets too, for so many epochs of the same
+            schedule: what `tfrec train --final RUN` sets.
         seed: of everything that is drawn.
-        mixed_precision: compute in bfloat16, keep weights and logits in float32.
+        precision: what the towers compute in: `float32`, `bfloat16`, or `float16` (with loss scaling); weights and logits
+            stay in float32.
         jit_compile: compile the training step with XLA.
         lazy_table: update only the rows of the item table that a batch holds; None: above 50,000 items, unless the loss is
             `full_softmax`, which touches every row.
@@ -83,17 +115,26 @@ class Config:
     num_heads: int = 2
     hidden_dim: int | None = None
     dropout_rate: float = 0.2
+    block: str = "transformer"
+    positions: tuple[str, ...] = ("absolute",)
+    time_bias: bool = False
     mlp_dims: tuple[int, ...] = ()
+    similarity: str = "dot"
     loss: str = "auto"
     num_negatives: int = 1024
     temperature: float = 1.0
+    label_smoothing: float = 0.0
+    calibration: float = 0.75
     epochs: int = 60
+    validate_every: int = 4
     patience: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
+    windows: bool = False
     batch_positions: int | None = None
+    final_epochs: int | None = None
     seed: int = 0
-    mixed_precision: bool = False
+    precision: str = "float32"
     jit_compile: bool = True
     lazy_table: bool | None = None
 
@@ -106,16 +147,33 @@ class Config:
                 near = difflib.get_close_matches(name, fields, n=1)
                 hint = f" Did you mean `{near[0]}`?" if near else f" There are: {', '.join(fields)}."
                 raise ValueError(f"The config has no field `{name}`.{hint}")
-            kinds = {"int": int, "float": (int, float), "str": str, "bool": bool, "tuple[int, ...]": (list, tuple)}
+            kinds = {
+                "int": int,
+                "float": (int, float),
+                "str": str,
+                "bool": bool,
+                "tuple[int, ...]": (list, tuple),
+                "tuple[str, ...]": (list, tuple),
+            }
             kind, _, none = str(fields[name].type).partition(" | ")
             fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
             if not (fits or (none and value is None)):
                 raise ValueError(f"`{name}` must be {fields[name].type}. Received: {value!r}.")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         config = cls(**plain)
-        if config.loss not in LOSSES:
-            raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}. Received: {config.loss!r}.")
-        for name in ("max_length", "width", "num_heads", "epochs", "patience", "temperature", "learning_rate"):
+        for name, known in (("loss", LOSSES), ("similarity", SIMILARITIES), ("precision", PRECISIONS)):
+            if getattr(config, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {getattr(config, name)!r}.")
+        for name in (
+            "max_length",
+            "width",
+            "num_heads",
+            "epochs",
+            "validate_every",
+            "patience",
+            "temperature",
+            "learning_rate",
+        ):
             if getattr(config, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {getattr(config, name)}.")
         if config.width % config.num_heads:
@@ -128,11 +186,27 @@ class Config:
         return dataclasses.asdict(self)
 
 
+def final_config(run: Run) -> Config:
+    """The config that refits a run: on every event, for as many epochs as its validation chose."""
+    return dataclasses.replace(run.config, final_epochs=run.metrics["best_epoch"])
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset, to be overridden by the user's own.
+
+    >>> preset("sasrec")["block"]
+    'transformer'
+    """
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset `{name}`. There are: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`["width=128", "loss=auto"]` to values: JSON where it is JSON, text otherwise.
 
-    >>> parse_settings(["width=128", "loss=auto", "mixed_precision=true"])
-    {'width': 128, 'loss': 'auto', 'mixed_precision': True}
+    >>> parse_settings(["width=128", "loss=auto", "jit_compile=false"])
+    {'width': 128, 'loss': 'auto', 'jit_compile': False}
     """
     values = {}
     for setting in settings:
@@ -148,16 +222,22 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 def build_model(config: Config, num_items: int) -> TwoTower:
     """The model that a config describes, built, with fresh weights."""
-    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16" if config.mixed_precision else "float32")
-    items = ItemTower(num_items, config.width, config.mlp_dims, dtype=policy, name="item_tower")
+    policy = keras.dtype_policies.DTypePolicy(
+        "float32" if config.precision == "float32" else f"mixed_{config.precision}"
+    )
+    own = {"normalize": config.similarity == "cosine", "dtype": policy}
+    items = ItemTower(num_items, config.width, config.mlp_dims, name="item_tower", **own)
     sequence = SequenceTower(
         config.max_length,
         config.num_blocks,
         config.num_heads,
         config.hidden_dim,
         config.dropout_rate,
-        dtype=policy,
+        config.block,
+        config.positions,
+        config.time_bias,
         name="sequence_tower",
+        **own,
     )
     model = TwoTower(items, sequence, name="two_tower")
     model.build()
@@ -170,17 +250,24 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
     Raises:
         ValueError: the data has no pair of events to learn from, or no user to validate on.
     """
-    split = LeaveLastOut(data)
+    split = LeaveLastOut(data, 0 if config.final_epochs else 2)
     if not len(split.users):
         raise ValueError(
             f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories."
         )
+    if config.time_bias and not data.timestamp.any():
+        raise ValueError(f"`time_bias` needs times, and `{config.data}` has none.")
     keras.utils.set_random_seed(config.seed)
     model = build_model(config, data.num_items)
     positions = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
     automatic = min(4096, max(1024, 1 << int(math.log2(max(1, positions / 150)))))
     batches = PackedBatches.for_training(
-        split, max_length=config.max_length, batch_positions=config.batch_positions or automatic, seed=config.seed
+        split,
+        max_length=config.max_length,
+        batch_positions=config.batch_positions or automatic,
+        seed=config.seed,
+        windows=config.windows,
+        has_times=config.time_bias,
     )
     steps = len(batches)
     if not steps:
@@ -189,10 +276,14 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
         0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
     )
     optimizer, loss = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), _build_loss(config, split)
+    if config.precision == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     is_large = data.num_items > FULL_SOFTMAX_ITEMS and not isinstance(loss, FullSoftmax)
     if is_large if config.lazy_table is None else config.lazy_table:
         if isinstance(loss, FullSoftmax):
             raise ValueError("`lazy_table` needs a sampled loss: the full softmax touches every row of the item table.")
+        if config.precision == "float16":
+            raise ValueError("`lazy_table` has no loss scaling, which float16 needs. Use --set precision=bfloat16.")
         from tfrec.lazy_table import LazyAdamW, LazyTableTrainer
 
         model.compile(optimizer, loss, jit_compile=False)  # the trainer compiles the part that XLA can
@@ -210,9 +301,11 @@ def _build_loss(config: Config, split: LeaveLastOut):
     if name == "auto":
         name = "full_softmax" if split.data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval"
     if name == "full_softmax":
-        return FullSoftmax(config.temperature)
+        return FullSoftmax(config.temperature, config.label_smoothing)
     if name == "sampled_softmax":
         return SampledSoftmax(config.num_negatives, config.temperature, config.seed)
+    if name == "gbce":
+        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed)
     from tfrec.tfrs_task import TfrsRetrieval
 
     counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
@@ -264,9 +357,16 @@ class Run:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
         return cls(folder, config, model, vocabulary, pyarrow.parquet.read_table(folder / ITEMS).to_pydict(), metrics)
 
-    def recommend(self, history: Sequence[str], k: int = 10) -> list[tuple[str, float]]:
-        """The `k` best unseen items after `history` (item ids, oldest first), with their scores, best first."""
-        items, scores = recommend(self.model, [self.vocabulary.encode(history)], k, self.items["num_events"])
+    def recommend(
+        self, history: Sequence[str], k: int = 10, timestamps: Sequence[int] = (), request_time: int = 0
+    ) -> list[tuple[str, float]]:
+        """The `k` best unseen items after `history` (item ids, oldest first), with their scores, best first.
+
+        A model with `time_bias` reads when each item was and when this is asked, in seconds since 1970.
+        """
+        times = np.asarray(timestamps if len(timestamps) else [0] * len(history), np.int64)
+        indexes, counts = self.vocabulary.encode(history), self.items["num_events"]
+        items, scores = recommend(self.model, [indexes], k, counts, [times], [request_time])
         return [(i, s) for i, s in zip(self.vocabulary.decode(items[0]), scores[0].tolist(), strict=True) if i]
 
     def data(self) -> PreparedData:
@@ -292,17 +392,19 @@ def _write_whole(path: Path, write) -> None:
 
 
 class _Progress(keras.callbacks.Callback):
-    """After each epoch: validate, keep the best weights, write the checkpoint; stop when nothing got better for long."""
+    """After each epoch: validate if it is time, keep the best weights, write the checkpoint; stop when patience ends."""
 
-    def __init__(self, folder: Path, split: LeaveLastOut, batches: PackedBatches, patience: int) -> None:
+    def __init__(self, folder: Path, split: LeaveLastOut, batches: PackedBatches, config: Config) -> None:
         super().__init__()
-        self.folder, self.split, self.batches, self.patience = folder, split, batches, patience
+        self.folder, self.split, self.batches, self.config = folder, split, batches, config
         self.history: list[dict[str, float]] = []
 
     @property
     def best(self) -> dict[str, float]:
-        """The history row of the best epoch."""
-        return max(self.history, key=lambda row: row[MONITOR])
+        """The history row of the best epoch; of the last, where nothing is validated."""
+        if self.config.final_epochs:
+            return self.history[-1]
+        return max((row for row in self.history if MONITOR in row), key=lambda row: row[MONITOR])
 
     def _state(self) -> list:
         """Every variable that the next epoch depends on: weights, random generators (also of the loss), optimizer."""
@@ -336,24 +438,27 @@ class _Progress(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        trained = time.perf_counter()
-        metrics = evaluate_model(self.model, self.split, "validation")
-        logs |= {name: metrics[name.removeprefix("val_")] for name in SHOWN}  # to the progress bar and TensorBoard
-        metrics = {f"val_{name}": value for name, value in metrics.items()}
-        seconds = {"seconds": trained - self._begin, "val_seconds": time.perf_counter() - trained}
-        rate = {"positions_per_second": self.batches.num_positions / seconds["seconds"]}
-        self.history.append({"epoch": epoch + 1} | {k: float(v) for k, v in (logs | metrics | seconds | rate).items()})
+        trained, epoch = time.perf_counter(), epoch + 1
+        seconds = trained - self._begin
+        row = {"epoch": epoch, **logs, "seconds": seconds, "positions_per_second": self.batches.num_positions / seconds}
+        is_validated = epoch in (1, self.config.epochs) or epoch % self.config.validate_every == 0
+        if is_validated and not self.config.final_epochs:
+            metrics = evaluate_model(self.model, self.split, "validation")
+            row |= {f"val_{name}": value for name, value in metrics.items()}
+            row["val_seconds"] = time.perf_counter() - trained
+            logs |= {name: row[name] for name in SHOWN}  # to the progress bar and TensorBoard
+        self.history.append({name: float(value) for name, value in row.items()} | {"epoch": epoch})
         if self.best is self.history[-1]:
             _write_whole(self.folder / WEIGHTS, self.model.save_weights)
         arrays = [v.numpy() for v in self._state()]
         _write_whole(self.folder / CHECKPOINT, lambda path: np.savez(path, *arrays, history=json.dumps(self.history)))
         _write_whole(self.folder / HISTORY, self._write_history)
-        if epoch + 1 - self.best["epoch"] >= self.patience:
+        if MONITOR in row and epoch - self.best["epoch"] >= self.config.patience:
             self.model.stop_training = True
 
     def _write_history(self, path: Path) -> None:
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.history[0]))
+            writer = csv.DictWriter(file, list(self.history[0]))  # the first epoch is validated: it has every column
             writer.writeheader()
             writer.writerows(self.history)
 
@@ -394,9 +499,11 @@ def train(
     elif out.exists() and any(out.iterdir()) and not (out / CONFIG).is_file():
         raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
     data = PreparedData.open(config.data)
+    if config.final_epochs and config.final_epochs > config.epochs:
+        raise ValueError(f"`final_epochs` is at most `epochs`. Received: {config.final_epochs} and {config.epochs}.")
     model, batches = compile_model(config, data)
 
-    progress = _Progress(out, LeaveLastOut(data), batches, config.patience)
+    progress = _Progress(out, LeaveLastOut(data), batches, config)
     progress.set_model(model)
     if resume:
         if (out / CHECKPOINT).is_file():
@@ -412,7 +519,7 @@ def train(
         if len(progress.history) - (progress.best["epoch"] if progress.history else 0) < config.patience:
             model.fit(
                 batches.dataset(),
-                epochs=config.epochs,
+                epochs=config.final_epochs or config.epochs,
                 initial_epoch=len(progress.history),
                 shuffle=False,
                 verbose=1 if sys.stdout.isatty() else 2,
@@ -423,15 +530,16 @@ def train(
             raise
         print(f"\nStopped. The run keeps the weights of epoch {progress.best['epoch']}.", file=sys.stderr)
     best = progress.best
-    metrics = {
+    metrics: dict[str, Any] = {
         "best_epoch": best["epoch"],
         "epochs": len(progress.history),
-        "seconds": sum(row["seconds"] + row["val_seconds"] for row in progress.history),
-        "validation": {
+        "seconds": sum(row["seconds"] + row.get("val_seconds", 0) for row in progress.history),
+    }
+    if not config.final_epochs:
+        metrics["validation"] = {
             name.removeprefix("val_"): value
             for name, value in best.items()
             if name.startswith("val_") and name != "val_seconds"
-        },
-    }
+        }
     _write_whole(out / METRICS, lambda path: path.write_text(json.dumps(metrics, indent=2), encoding="utf-8"))
     return Run.open(out)

@@ -21,7 +21,8 @@ class TwoTower(keras.Model):
         sequence_tower: `SequenceTower`.
     Call arguments:
         inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`; where rows
-            pack several histories, also `end`, int32 `(batch, length)`: see `CausalSelfAttention`.
+            pack several histories, also `end`, int32 `(batch, length)`: see `CausalSelfAttention`; with `time_bias`,
+            `timestamps` and `request_times`, int64 `(batch, length)`: see `TimeBias`.
     Returns:
         Float tensor, shape `(batch, length, width)`: the query after each position.
     """
@@ -50,7 +51,8 @@ class TwoTower(keras.Model):
 
     def call(self, inputs, training=None):
         vectors = self.item_tower(inputs["history"])  # B L D
-        return self.sequence_tower(vectors, inputs["is_real"], inputs.get("end"), training=training)
+        others = {name: value for name, value in inputs.items() if name != "history"}
+        return self.sequence_tower(vectors, **others, training=training)
 
     def embed_history(self, inputs):
         """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,22 +65,43 @@ class Client:
             self._spec.version.value = version
         self._timeout = timeout
 
-    def recommend(self, history: Sequence[str], k: int = 10, exclude: Sequence[str] = ()) -> list[Recommendation]:
-        """The `k` best items after `history` (item ids, oldest first); nothing of the history or of `exclude`."""
-        answer = self.predict("recommend", history=_ids([history]), exclude=_ids([exclude]), k=_int32([k]))
+    def recommend(
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        exclude: Sequence[str] = (),
+        timestamps: Sequence[int] | None = None,
+        request_time: int | None = None,
+    ) -> list[Recommendation]:
+        """The `k` best items after `history` (item ids, oldest first); nothing of the history or of `exclude`.
+
+        A model that reads times also takes when each item was, and when this is asked (now, by default), in seconds since
+        1970. So do `score` and `embed_history`.
+        """
+        query = _query(history, timestamps, request_time)
+        answer = self.predict("recommend", **query, exclude=_ids([exclude]), k=_int32([k]))
         return _recommendations(answer)
 
     def similar_items(self, item_id: str, k: int = 10) -> list[Recommendation]:
         """The `k` items most similar to one; none for an unknown item."""
         return _recommendations(self.predict("similar_items", item_ids=_ids([item_id]), k=_int32([k])))
 
-    def score(self, history: Sequence[str], candidates: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        history: Sequence[str],
+        candidates: Sequence[str],
+        timestamps: Sequence[int] | None = None,
+        request_time: int | None = None,
+    ) -> list[float]:
         """The score of each candidate after `history`; unknown ones get `-inf`."""
-        return self.predict("score", history=_ids([history]), candidates=_ids([candidates]))["scores"][0].tolist()
+        query = _query(history, timestamps, request_time)
+        return self.predict("score", **query, candidates=_ids([candidates]))["scores"][0].tolist()
 
-    def embed_history(self, history: Sequence[str]) -> np.ndarray:
+    def embed_history(
+        self, history: Sequence[str], timestamps: Sequence[int] | None = None, request_time: int | None = None
+    ) -> np.ndarray:
         """The query vector of `history`: float32 `(width,)`."""
-        return self.predict("embed_history", history=_ids([history]))["embedding"][0]
+        return self.predict("embed_history", **_query(history, timestamps, request_time))["embedding"][0]
 
     def embed_items(self, item_ids: Sequence[str]) -> np.ndarray:
         """The vectors of items: float32 `(len(item_ids), width)`; zeros for unknown ones."""
@@ -120,6 +142,15 @@ class Client:
 def _ids(values: Sequence) -> np.ndarray:
     """Ids as an array of UTF-8 strings; an empty row stays a row: `[[]]` has shape (1, 0)."""
     return np.array(np.char.encode(np.array(values, dtype=np.str_), "utf-8"), dtype=object)
+
+
+def _query(history: Sequence[str], timestamps: Sequence[int] | None, request_time: int | None) -> dict[str, np.ndarray]:
+    """What stands for a history in a request; the times are left out for a model that reads none."""
+    if timestamps is None:
+        return {"history": _ids([history])}
+    asked = int(time.time()) if request_time is None else request_time
+    times = {"timestamps": np.array([timestamps], np.int64), "request_time": np.array([asked], np.int64)}
+    return {"history": _ids([history])} | times
 
 
 def _int32(values: Sequence[int]) -> np.ndarray:

@@ -6,9 +6,17 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfrec.layers import CausalSelfAttention, Dropout, PositionFromNewest, TransformerBlock
-from tfrec.layers.attention import attend
-from tfrec.layers.positions import steps_from_newest
+from tfrec.layers import (
+    CausalSelfAttention,
+    Dropout,
+    GatedBlock,
+    HSTUBlock,
+    PositionFromNewest,
+    RelativePositionBias,
+    TransformerBlock,
+)
+from tfrec.layers.attention import attend, pointwise_attend
+from tfrec.layers.positions import rotate, steps_from_newest
 from tfrec.towers import ItemTower, SequenceTower, newest
 
 BATCH, LENGTH, WIDTH = 3, 7, 10  # with 2 or 5 heads, every axis has a size of its own
@@ -16,10 +24,17 @@ BATCH, LENGTH, WIDTH = 3, 7, 10  # with 2 or 5 heads, every axis has a size of i
 LAYERS = {
     "attention": (CausalSelfAttention, {"num_heads": 5, "dropout_rate": 0.1}),
     "block": (TransformerBlock, {"num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1}),
+    "rotary attention": (CausalSelfAttention, {"num_heads": 5, "rotary": True}),
+    "gated": (GatedBlock, {"num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1}),
+    "hstu": (HSTUBlock, {"num_heads": 5, "max_length": 11, "dropout_rate": 0.1, "rotary": True}),
     "positions": (PositionFromNewest, {"max_length": 11}),
     "tower": (
         SequenceTower,
         {"max_length": 11, "num_blocks": 2, "num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1},
+    ),
+    "relative tower": (
+        SequenceTower,
+        {"max_length": 5, "block": "gated", "positions": ["relative"], "normalize": True},
     ),
 }
 
@@ -44,8 +59,7 @@ def test_config_round_trip(make):
     layer = make(name="one")
     config = layer.get_config()
     assert type(layer).from_config(config).get_config() == config
-    for name, value in LAYERS[next(k for k, (cls, _) in LAYERS.items() if cls is type(layer))][1].items():
-        assert config[name] == value
+    assert config == make(**config).get_config()
 
 
 @pytest.mark.parametrize("policy", ["float32", "float16", "bfloat16", "mixed_bfloat16", "mixed_float16"])
@@ -149,6 +163,32 @@ def test_dropout_keeps_its_share_and_the_mean():
     np.testing.assert_array_equal(Dropout(0.3, seed=1)(x, training=True), first)
     with pytest.raises(ValueError, match=r"`rate` must be in \[0, 1\). Received: rate=1"):
         Dropout(1)
+
+
+def test_relative_bias_by_hand():
+    layer = RelativePositionBias(num_heads=2, max_distance=3)
+    layer.build()
+    layer.set_weights([np.array([[1, 2, 3], [4, 5, 6]], np.float32)])
+    out = np.array(layer.between(4))
+    np.testing.assert_array_equal(out[0], [[1, 0, 0, 0], [2, 1, 0, 0], [3, 2, 1, 0], [3, 3, 2, 1]])
+    np.testing.assert_array_equal(out[1], [[4, 0, 0, 0], [5, 4, 0, 0], [6, 5, 4, 0], [6, 6, 5, 4]])
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    a, b = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 6)).astype(np.float32)
+    query, key = (np.array(rotate(np.tile(v, (1, 1, 5, 1))))[0, 0] for v in (a, b))
+    products = query @ key.T
+    for distance in range(-4, 5):
+        np.testing.assert_allclose(np.diag(products, distance), np.diag(products, distance)[0], rtol=1e-5)
+    assert products[1, 0] != pytest.approx(products[2, 0])
+
+
+def test_hstu_attends_without_a_softmax():
+    """What is attended to adds up: twice the same item weighs twice."""
+    query, key, value = (np.full((1, 1, n, 1), v, np.float32) for n, v in ((2, 1.0), (2, 0.5), (2, 3.0)))
+    out = np.array(pointwise_attend(query, key, value, np.array([[True, False], [True, True]])))
+    once = 3 * 0.5 / (1 + np.exp(-0.5))
+    np.testing.assert_allclose(out[0, 0, :, 0], [once, 2 * once], rtol=1e-6)
 
 
 def test_attention_by_hand():

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tfrec.layers.dropout import Dropout
+from tfrec.layers.positions import rotate
 
 MASKED = -1e9
 """What a forbidden logit becomes, in float32: far below any real one, yet finite, so an all-padding row gives no NaN."""
@@ -30,7 +31,7 @@ def visible(is_real, end, rows: tuple, columns: tuple):
     return ops.expand_dims(is_allowed, 1)
 
 
-def attend(query, key, value, is_allowed, keep=lambda weights: weights):
+def attend(query, key, value, is_allowed, bias=None, keep=lambda weights: weights):
     """Values weighted by the softmax of the scaled dot products of queries and keys.
 
     The sum of the weights divides the result, not each weight: `(heads, length, length)` is written once less.
@@ -39,16 +40,70 @@ def attend(query, key, value, is_allowed, keep=lambda weights: weights):
         query: float tensor, shape `(batch, heads, rows, head_dim)`.
         key, value: float tensors, shape `(batch, heads, columns, head_dim)`.
         is_allowed: bool tensor that broadcasts to `(batch, heads, rows, columns)`; True = the row may see the column.
+        bias: None, or float tensor of such a shape, added to the logits.
         keep: dropout of the weights.
     Returns:
         Float tensor, shape and dtype of `query`; logits and sums are float32 whatever that is.
     """
     logits = ops.matmul(query * query.shape[-1] ** -0.5, ops.transpose(key, (0, 1, 3, 2)))  # B H R C
-    logits = ops.where(is_allowed, ops.cast(logits, "float32"), MASKED)
+    logits = ops.cast(logits, "float32")
+    if bias is not None:
+        logits = logits + ops.cast(bias, "float32")
+    logits = ops.where(is_allowed, logits, MASKED)
     powers = ops.exp(logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True)))
     total = ops.sum(powers, axis=-1, keepdims=True)
     mixed = ops.matmul(ops.cast(keep(powers), value.dtype), value)
     return mixed / ops.cast(total, value.dtype)
+
+
+def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda weights: weights):
+    """As `attend`, with SiLU in place of the softmax: what is attended to adds up, no position competes with another."""
+    logits = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), "float32")  # B H R C
+    if bias is not None:
+        logits = logits + ops.cast(bias, "float32")
+    weights = ops.where(is_allowed, ops.silu(logits), 0)
+    return ops.matmul(ops.cast(keep(weights), value.dtype), value)
+
+
+def attend_causally(query, key, value, is_real, end=None, bias=None, attend=attend, keep=lambda weights: weights):
+    """`attend` with each position seeing itself and earlier real ones of its own history.
+
+    In two halves: the older positions need not look at the newer ones, which saves a quarter of the work.
+
+    Args:
+        query, key, value: float tensors, shape `(batch, heads, length, head_dim)`.
+        is_real, end: as of `CausalSelfAttention`.
+        bias: None, or float tensor that broadcasts to `(batch, heads, length, length)`.
+    Returns:
+        Float tensor, shape of `value`.
+    """
+    length = ops.shape(query)[2]
+    half = (length + 1) // 2
+    outs = []
+    for begin, stop in ((0, half), (half, length)):
+        outs.append(
+            attend(
+                query[:, :, begin:stop],
+                key[:, :, :stop],
+                value[:, :, :stop],
+                visible(is_real, end, (begin, stop), (0, stop)),
+                None if bias is None else bias[..., begin:stop, :stop],
+                keep,
+            )
+        )
+    return ops.concatenate(outs, axis=2)
+
+
+def split_heads(x, num_heads: int):
+    """`(batch, length, num_heads * head_dim)` to `(batch, num_heads, length, head_dim)`."""
+    _, length, width = ops.shape(x)
+    return ops.transpose(ops.reshape(x, (-1, length, num_heads, width // num_heads)), (0, 2, 1, 3))
+
+
+def merge_heads(x):
+    """`(batch, num_heads, length, head_dim)` to `(batch, length, num_heads * head_dim)`."""
+    _, heads, length, head_dim = ops.shape(x)
+    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, length, heads * head_dim))
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -63,21 +118,24 @@ class CausalSelfAttention(keras.layers.Layer):
     Args:
         num_heads: int > 0; must divide the width of the input.
         dropout_rate: float in [0, 1): dropout of the attention weights.
+        rotary: turn queries and keys by their position (`rotate`); the width of a head must be even.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
         end: int tensor, shape `(batch, length)`, for rows that pack several histories: at each real position, the column
             after the newest item of its history. Positions with another `end` are not seen.
+        bias: None, or float tensor that broadcasts to `(batch, num_heads, length, length)`: added to the logits.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions are zero.
     Raises:
         ValueError: `num_heads` does not divide the width (the message gives both).
     """
 
-    def __init__(self, num_heads: int, dropout_rate: float = 0.0, **kwargs):
+    def __init__(self, num_heads: int, dropout_rate: float = 0.0, rotary: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
+        self.rotary = rotary
         self.dropout = Dropout(dropout_rate, dtype=self.dtype_policy)
 
     def build(self, input_shape):
@@ -91,26 +149,18 @@ class CausalSelfAttention(keras.layers.Layer):
         self.project_in.build(input_shape)
         self.project_out.build(input_shape)
 
-    def call(self, x, is_real, end=None, training=None):
-        _, length, width = ops.shape(x)
+    def call(self, x, is_real, end=None, bias=None, training=None):
+        length, width = ops.shape(x)[1], x.shape[-1]
         heads = ops.reshape(self.project_in(x), (-1, length, 3, self.num_heads, width // self.num_heads))
         query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)), num=3, axis=0)  # B H L D/H each
-        # in two halves: the older positions need not look at the newer ones, a quarter of the work
-        half = (length + 1) // 2
-        outs = []
-
-        def keep(weights):
-            return self.dropout(weights, training=training)
-
-        for begin, stop in ((0, half), (half, length)):
-            is_allowed = visible(is_real, end, (begin, stop), (0, stop))
-            rows, columns = (slice(None), slice(None), slice(begin, stop)), (slice(None), slice(None), slice(0, stop))
-            outs.append(attend(query[rows], key[columns], value[columns], is_allowed, keep))
-        out = ops.reshape(ops.transpose(ops.concatenate(outs, axis=2), (0, 2, 1, 3)), (-1, length, width))
-        return ops.where(ops.expand_dims(is_real, -1), self.project_out(out), 0)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        out = attend_causally(query, key, value, is_real, end, bias, keep=lambda w: self.dropout(w, training=training))
+        return ops.where(ops.expand_dims(is_real, -1), self.project_out(merge_heads(out)), 0)
 
     def compute_output_shape(self, input_shape, *_, **__):
         return input_shape
 
     def get_config(self):
-        return super().get_config() | {"num_heads": self.num_heads, "dropout_rate": self.dropout_rate}
+        own = {"num_heads": self.num_heads, "dropout_rate": self.dropout_rate, "rotary": self.rotary}
+        return super().get_config() | own

@@ -1,11 +1,17 @@
-"""Blocks: what a sequence tower stacks."""
+"""Blocks: what a sequence tower stacks.
+
+All are called as `block(x, is_real, end=None, bias=None)`: the vectors, which positions are real, for packed rows where
+each history ends, and what is added to the logits of attention (see `CausalSelfAttention`).
+"""
 
 from __future__ import annotations
 
 import keras
+from keras import ops
 
-from tfrec.layers.attention import CausalSelfAttention
+from tfrec.layers.attention import CausalSelfAttention, attend_causally, merge_heads, pointwise_attend, split_heads
 from tfrec.layers.dropout import Dropout
+from tfrec.layers.positions import rotate
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -19,22 +25,31 @@ class TransformerBlock(keras.layers.Layer):
         num_heads: int > 0; must divide the width of the input.
         hidden_dim: int > 0: width of the feed-forward layer.
         dropout_rate: float in [0, 1): of the attention weights and of what each sublayer adds.
+        rotary: of `CausalSelfAttention`.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end: as of `CausalSelfAttention`.
+        end, bias: as of `CausalSelfAttention`.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
     """
 
-    def __init__(self, num_heads: int, hidden_dim: int, dropout_rate: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        hidden_dim: int,
+        dropout_rate: float = 0.0,
+        rotary: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.hidden_dim = hidden_dim
         self.dropout_rate = dropout_rate
+        self.rotary = rotary
         own = {"dtype": self.dtype_policy}
         self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
-        self.attention = CausalSelfAttention(num_heads, dropout_rate, **own)
+        self.attention = CausalSelfAttention(num_heads, dropout_rate, rotary, **own)
         self.feed_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
         self.feed_in = keras.layers.Dense(hidden_dim, activation="gelu", **own)
         self.dropout = Dropout(dropout_rate, **own)
@@ -48,13 +63,117 @@ class TransformerBlock(keras.layers.Layer):
         self.feed_in.build(input_shape)
         self.feed_out.build((*input_shape[:-1], self.hidden_dim))
 
-    def call(self, x, is_real, end=None, training=None):
-        x = x + self.dropout(self.attention(self.attention_norm(x), is_real, end, training=training), training=training)
+    def call(self, x, is_real, end=None, bias=None, training=None):
+        x = x + self.dropout(
+            self.attention(self.attention_norm(x), is_real, end, bias, training=training), training=training
+        )
         return x + self.dropout(self.feed_out(self.feed_in(self.feed_norm(x))), training=training)
 
     def compute_output_shape(self, input_shape, *_, **__):
         return input_shape
 
     def get_config(self):
-        own = {"num_heads": self.num_heads, "hidden_dim": self.hidden_dim, "dropout_rate": self.dropout_rate}
-        return super().get_config() | own
+        return super().get_config() | {
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "dropout_rate": self.dropout_rate,
+            "rotary": self.rotary,
+        }
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class GatedBlock(TransformerBlock):
+    """Pre-LN transformer block whose sublayers are gated by their input, with a SwiGLU feed-forward layer.
+
+    `x + sigmoid(A x) * attention(norm(x))`, then `x + sigmoid(B x) * feed_forward(norm(x))`. Deep stacks train where plain
+    residuals diverge.
+    Source: the LiGR layer of Borisyuk et al. 2025, "From Features to Transformers: Redefining Ranking for Scalable Impact",
+    with the SwiGLU of Shazeer 2020, as in eSASRec (Tikhonovich et al. 2025). Differs from the sources: none known.
+
+    Args, call arguments and result: as of `TransformerBlock`; `hidden_dim` is the width after the gate of SwiGLU.
+    """
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        own = {"dtype": self.dtype_policy}
+        self.feed_in = keras.layers.Dense(2 * self.hidden_dim, use_bias=False, name="feed_in", **own)
+        self.attention_gate = keras.layers.Dense(width, activation="sigmoid", name="attention_gate", **own)
+        self.feed_gate = keras.layers.Dense(width, activation="sigmoid", name="feed_gate", **own)
+        super().build(input_shape)
+        self.attention_gate.build(input_shape)
+        self.feed_gate.build(input_shape)
+
+    def call(self, x, is_real, end=None, bias=None, training=None):
+        attended = self.attention(self.attention_norm(x), is_real, end, bias, training=training)
+        x = x + self.dropout(self.attention_gate(x) * attended, training=training)
+        swish, linear = ops.split(self.feed_in(self.feed_norm(x)), 2, axis=-1)
+        fed = self.feed_out(ops.silu(swish) * linear)
+        return x + self.dropout(self.feed_gate(x) * fed, training=training)
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class HSTUBlock(keras.layers.Layer):
+    """Hierarchical sequential transduction unit: pointwise aggregated attention, gated, no feed-forward layer.
+
+    `u, v, q, k = SiLU(A norm(x))`, then `x + B (norm(SiLU(q k + bias) v / max_length) * u)`.
+    Source: Zhai et al. 2024, "Actions Speak Louder than Words", section 3. Differs from the source: the attention is divided
+    by `max_length`, not by the length of the batch.
+
+    Args:
+        num_heads: int > 0; must divide the width of the input.
+        max_length: int > 0: what the attention is divided by.
+        dropout_rate: float in [0, 1): of what the block adds.
+        rotary: of `CausalSelfAttention`.
+    Call arguments:
+        x: float tensor, shape `(batch, length, width)`.
+        is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
+        end, bias: as of `CausalSelfAttention`.
+    Returns:
+        Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        max_length: int,
+        dropout_rate: float = 0.0,
+        rotary: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.max_length = max_length
+        self.dropout_rate = dropout_rate
+        self.rotary = rotary
+        own = {"dtype": self.dtype_policy}
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
+        self.attended_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
+        self.dropout = Dropout(dropout_rate, **own)
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        own = {"dtype": self.dtype_policy}
+        self.project_in = keras.layers.Dense(4 * width, activation="silu", use_bias=False, name="project_in", **own)
+        self.project_out = keras.layers.Dense(width, name="project_out", **own)
+        for layer in (self.norm, self.project_in, self.attended_norm, self.project_out):
+            layer.build(input_shape)
+
+    def call(self, x, is_real, end=None, bias=None, training=None):
+        gate, *heads = ops.split(self.project_in(self.norm(x)), 4, axis=-1)
+        value, query, key = (split_heads(h, self.num_heads) for h in heads)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        attended = merge_heads(attend_causally(query, key, value, is_real, end, bias, pointwise_attend))
+        out = self.project_out(self.attended_norm(attended / self.max_length) * gate)
+        return x + self.dropout(ops.where(ops.expand_dims(is_real, -1), out, 0), training=training)
+
+    def compute_output_shape(self, input_shape, *_, **__):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {
+            "num_heads": self.num_heads,
+            "max_length": self.max_length,
+            "dropout_rate": self.dropout_rate,
+            "rotary": self.rotary,
+        }

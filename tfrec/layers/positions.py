@@ -64,3 +64,103 @@ class PositionFromNewest(keras.layers.Layer):
 
     def get_config(self):
         return super().get_config() | {"max_length": self.max_length}
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class RelativePositionBias(keras.layers.Layer):
+    """A learned number for each head and distance, to be added to the logits of attention.
+
+    Source: the relative attention bias of Raffel et al. 2020 (T5) and of HSTU (Zhai et al. 2024). Differs from T5: a
+    number for each distance, no buckets; starts at zero.
+
+    Args:
+        num_heads: int > 0.
+        max_distance: int > 0: larger distances share the last number.
+    """
+
+    def __init__(self, num_heads: int, max_distance: int, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.max_distance = max_distance
+
+    def build(self, input_shape=None):
+        self.bias = self.add_weight(shape=(self.num_heads, self.max_distance), initializer="zeros", name="bias")
+
+    def between(self, length):
+        """The bias of `length` positions with each other: float tensor, shape `(num_heads, length, length)`.
+
+        `[h, i, j]` belongs to the distance `i - j`, and is zero where that is negative.
+        """
+        distance = ops.minimum(ops.arange(length), self.max_distance - 1)
+        far = ops.take(ops.cast(self.bias, self.compute_dtype), distance, axis=1)  # H L
+        # a ring of 2 L numbers, unrolled with a step of 2 L - 1, moves by one column in each row: no gather of L x L
+        ring = ops.concatenate([far[:, :1], ops.zeros_like(far), ops.flip(far[:, 1:], axis=1)], axis=1)
+        unrolled = ops.tile(ring, (1, length))[:, : length * (2 * length - 1)]
+        return ops.reshape(unrolled, (-1, length, 2 * length - 1))[:, :, :length]
+
+    def get_config(self):
+        return super().get_config() | {"num_heads": self.num_heads, "max_distance": self.max_distance}
+
+
+def rotate(x, base: float = 10_000.0):
+    """Rotary position embedding: pairs of features turn by an angle that grows with the column.
+
+    The product of a rotated query and a rotated key then depends on their distance alone.
+    Source: Su et al. 2021 (RoFormer); the first half of the features pairs with the second, as in GPT-NeoX. Differs from the
+    source: none known.
+
+    Args:
+        x: float tensor, shape `(batch, heads, length, head_dim)`, `head_dim` even.
+    Returns:
+        Float tensor, shape and dtype of `x`.
+    """
+    half = x.shape[-1] // 2
+    speed = base ** (-ops.arange(half, dtype="float32") / half)
+    angle = ops.expand_dims(ops.arange(ops.shape(x)[2], dtype="float32"), 1) * ops.expand_dims(speed, 0)  # L half
+    cos, sin = ops.cast(ops.cos(angle), x.dtype), ops.cast(ops.sin(angle), x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class TimeBias(keras.layers.Layer):
+    """A learned number for each head and bucket of elapsed time, to be added to the logits of attention.
+
+    The time runs from each item of the history to the moment at which a position's next item is asked for: a request has
+    it, so it is no look into the future. Buckets grow by a factor of 1.35.
+    Source: the temporal part of HSTU's relative attention bias, Zhai et al. 2024, section 3.2. Differs from the source: a
+    number for each head; a bucket of its own for unknown times; starts at zero.
+
+    Args:
+        num_heads: int > 0.
+        num_buckets: int > 1: 72 reach 75 years.
+    """
+
+    def __init__(self, num_heads: int, num_buckets: int = 72, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.num_buckets = num_buckets
+
+    def build(self, input_shape=None):
+        self.bias = self.add_weight(shape=(self.num_buckets, self.num_heads), initializer="zeros", name="bias")
+
+    def bucket(self, timestamps, request_times):
+        """int32 tensor, shape `(batch, length, length)`: 0 where a time is unknown; `[b, i, j]` is from item j to request i."""
+        asked, happened = ops.expand_dims(request_times, 2), ops.expand_dims(timestamps, 1)
+        seconds = ops.cast(ops.maximum(asked - happened, 1), "float32")
+        bucket = 1 + ops.cast(ops.log(seconds) / 0.301, "int32")
+        is_known = ops.logical_and(asked > 0, happened > 0)
+        return ops.where(is_known, ops.minimum(bucket, self.num_buckets - 1), 0)
+
+    def between(self, timestamps, request_times):
+        """The bias of positions with each other: float tensor, shape `(batch, num_heads, length, length)`.
+
+        Args:
+            timestamps: int64 tensor, shape `(batch, length)`: when each item was, in seconds; 0 = unknown.
+            request_times: int64 tensor of that shape: when the item after each position is asked for; 0 = unknown.
+        """
+        bias = ops.take(ops.cast(self.bias, self.compute_dtype), self.bucket(timestamps, request_times), axis=0)
+        return ops.transpose(bias, (0, 3, 1, 2))
+
+    def get_config(self):
+        return super().get_config() | {"num_heads": self.num_heads, "num_buckets": self.num_buckets}

@@ -1,0 +1,77 @@
+"""A model that reads times: the same answers in Python, in the SavedModel, over gRPC and on LiteRT."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from tfrec.export import export
+from tfrec.interactions import Log, prepare
+from tfrec.lite import to_litert
+from tfrec.training import Config, compile_model, train
+from tfrec_serving import Client, ServingError
+from tfrec_serving.server import Server
+
+DAY = 86_400
+
+
+@pytest.fixture(scope="module")
+def timed_log(tmp_path_factory):
+    """Four items follow each other at random; the next is item-(n + 1) within a minute, item-(n + 2) after a day."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(300):
+        item, now = rng.integers(8), 10 * DAY + int(rng.integers(DAY))
+        for _ in range(20):
+            rows.append((f"u{user}", f"item-{item}", now))
+            is_soon = rng.random() < 0.5
+            now += 60 if is_soon else DAY
+            item = (item + (1 if is_soon else 2)) % 40
+    folder = tmp_path_factory.mktemp("timed")
+    users, items, times = zip(*rows, strict=True)
+    pyarrow.parquet.write_table(pa.table({"user": users, "item": items, "time": times}), folder / "log.parquet")
+    prepare(Log([folder / "log.parquet"]), folder / "data")
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def timed_run(timed_log, tmp_path_factory):
+    config = Config(
+        str(timed_log), max_length=16, width=16, dropout_rate=0.0, learning_rate=1e-2, epochs=12, time_bias=True
+    )
+    return train(config, tmp_path_factory.mktemp("run") / "run")
+
+
+def test_the_request_time_decides(timed_run):
+    """Half of all next items cannot be told without it."""
+    assert timed_run.metrics["validation"]["hr@5"] > 0.9
+    history, times = ["item-3", "item-4", "item-5"], [100 * DAY, 100 * DAY + 60, 100 * DAY + 120]
+    soon, later = (timed_run.recommend(history, 1, times, times[-1] + after)[0][0] for after in (60, DAY))
+    assert (soon, later) == ("item-6", "item-7")
+
+
+def test_the_same_everywhere(timed_run, tmp_path):
+    history, times = ["item-3", "nobody", "item-5"], [100 * DAY, 100 * DAY + 60, 100 * DAY + 120]
+    export(timed_run, tmp_path / "export", index="exact")
+    with Server(tmp_path / "export", 0) as server, Client(f"127.0.0.1:{server.port}") as client:
+        for after in (60, DAY, 30 * DAY):
+            expected = timed_run.recommend(history, 5, times, times[-1] + after)
+            answer = client.recommend(history, 5, (), times, times[-1] + after)
+            assert [r.item_id for r in answer] == [item for item, _ in expected]
+            np.testing.assert_allclose([r.score for r in answer], [score for _, score in expected], rtol=1e-4)
+            scores = client.score(history, [r.item_id for r in answer], times, times[-1] + after)
+            np.testing.assert_allclose(scores, [r.score for r in answer], rtol=1e-4)
+        assert client.recommend(history, 5, (), times)  # asked now
+        with pytest.raises(ServingError, match="timestamps"):
+            client.recommend(history, 5)
+    report = to_litert(timed_run, tmp_path / "model.tflite")
+    assert report.same_items > 0.98
+    assert report.max_difference < 1e-4
+
+
+def test_a_log_without_times_is_refused(data, small_config):
+    untimed = dataclasses.replace(data, timestamp=np.zeros_like(data.timestamp))
+    with pytest.raises(ValueError, match="`time_bias` needs times, and"):
+        compile_model(dataclasses.replace(small_config, time_bias=True), untimed)
