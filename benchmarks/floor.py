@@ -1,6 +1,8 @@
-"""The machine's floor: float32 matrix rate and memory bandwidth, and what a training step needs of the first.
+"""What bounds a training step: the machine's matrix rate and bandwidth, and the step's own matrix products beside them.
 
-python benchmarks/floor.py DATA
+    python benchmarks/floor.py DATA
+
+The model is the `sasrec` preset. Each product of the step is timed alone, compiled by XLA as in the step.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
+from tfrec.losses import LOGITS_BYTES
 from tfrec.prepared import PreparedData
-from tfrec.training import Config, compile_model
+from tfrec.training import Config, compile_model, preset
 
-SIZE, POSITIONS = 2048, 4096
+SIZE = 2048
 
 
 def seconds(call, runs: int = 30) -> float:
@@ -32,38 +35,73 @@ def seconds(call, runs: int = 30) -> float:
     return min(taken)
 
 
+class Products:
+    """Times matrix products and adds them up."""
+
+    def __init__(self) -> None:
+        self.seconds, self.flops = 0.0, 0.0
+
+    def add(self, name: str, times: int, *shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+        """Products of matrices of these shapes, each done `times` times in a step."""
+        taken = flops = 0.0
+        for left, right in shapes:
+            a, b = tf.random.normal(left), tf.random.normal(right)
+            product = tf.function(tf.linalg.matmul, jit_compile=True)
+            taken += times * seconds(lambda product=product, a=a, b=b: product(a, b))
+            flops += times * 2 * np.prod(left) * right[-1]
+        print(f"  {name:38} {1e3 * taken:6.2f} ms  {flops / 1e9:5.2f} GFLOP  {flops / taken / 1e9:4.0f} GFLOP/s")
+        self.seconds, self.flops = self.seconds + taken, self.flops + flops
+
+
 def main(folder: str) -> None:
     square = tf.random.normal((SIZE, SIZE))
     rate = 2 * SIZE**3 / seconds(lambda: tf.linalg.matmul(square, square).numpy())
-    data = PreparedData.open(folder)
-    thin = tf.random.normal((POSITIONS, 64)), tf.random.normal((64, data.num_items))
-    thin_rate = 2 * POSITIONS * 64 * data.num_items / seconds(lambda: tf.linalg.matmul(*thin)[0, 0].numpy())
     big = np.ones(1 << 27, np.float32)
     bandwidth = 2 * big.nbytes / seconds(lambda: big.copy(), 5)
-    print(f"matrix product {SIZE} x {SIZE} x {SIZE}: {rate / 1e9:.0f} GFLOP/s; {POSITIONS} x 64 x {data.num_items}: "
-          f"{thin_rate / 1e9:.0f} GFLOP/s; memory copy {bandwidth / 1e9:.1f} GB/s")  # fmt: skip
+    print(f"machine: {SIZE} x {SIZE} x {SIZE} {rate / 1e9:.0f} GFLOP/s, memory copy {bandwidth / 1e9:.1f} GB/s")
 
-    config = Config(folder)
+    data = PreparedData.open(folder)
+    config = Config.from_dict({"data": folder} | preset("sasrec"))
     model, batches = compile_model(config, data)
-    width, hidden = config.width, 4 * config.width
-    steps = len(batches)
-    padded = batches.rows * batches.length * steps
-    mean_length = batches.length / 2 * 1.5  # attention works in two halves, the first of which skips the second
-    per_block = 2 * width * (4 * width + 2 * hidden) + 4 * width * mean_length  # projections, feed-forward, attention
-    tower = 3 * config.num_blocks * per_block * padded / steps
-    softmax = 3 * 2 * width * data.num_items * padded / steps
-    step = model.make_train_function() or model.train_function
+    rows, length, width, heads, items = batches.rows, batches.length, config.width, config.num_heads, data.num_items
+    positions, half, head = rows * length, (length + 1) // 2, width // heads
+    print(f"matrix products of a step of {rows} x {length} positions:")
+    parts = Products()
+    for name, a, b in (
+        ("query, key, value", width, 3 * width),
+        ("attention out", width, width),
+        ("feed-forward in", width, 4 * width),
+        ("feed-forward out", 4 * width, width),
+    ):
+        forward, to_input, to_weight = (
+            ((positions, a), (a, b)),
+            ((positions, b), (b, a)),
+            ((a, positions), (positions, b)),
+        )
+        parts.add(f"{name}, and its gradients", config.num_blocks, forward, to_input, to_weight)
+    for r, c in ((half, half), (length - half, length)):
+        logits = (rows, heads, r, head), (rows, heads, head, c)
+        mix, to_key = ((rows, heads, r, c), (rows, heads, c, head)), ((rows, heads, c, r), (rows, heads, r, head))
+        parts.add(f"attention, {r} x {c}, and its gradients", 2 * config.num_blocks, logits, mix, to_key)
+    block = max(128, LOGITS_BYTES // (4 * items))
+    softmax = ((items, width), (width, block)), ((width, items), (items, block)), ((items, block), (block, width))
+    parts.add(f"softmax over {items} items", -(-positions // block), *softmax)
+    reached = parts.flops / parts.seconds
+    print(f"  {'all':38} {1e3 * parts.seconds:6.2f} ms  {parts.flops / 1e9:5.2f} GFLOP  {reached / 1e9:4.0f} GFLOP/s: "
+          f"{reached / rate:.0%} of the matrix rate")  # fmt: skip
+
+    model.make_train_function()
     iterator = iter(batches.dataset().repeat())
-    taken = []
-    for _ in range(2 * steps):
-        began = time.perf_counter()
-        float(step(iterator)["loss"])
-        taken.append(time.perf_counter() - began)
-    median, fast = statistics.median(taken[steps:]), float(np.quantile(taken[steps:], 0.1))
-    print(f"a step: {batches.num_positions / steps:.0f} real of {padded / steps:.0f} positions, matrix work tower "
-          f"{tower / 1e9:.2f} + softmax {softmax / 1e9:.2f} GFLOP")  # fmt: skip
-    print(f"{1e3 * median:.1f} ms median, {1e3 * fast:.1f} ms at the 10 % quantile: {(tower + softmax) / median / 1e9:.0f} and "
-          f"{(tower + softmax) / fast / 1e9:.0f} GFLOP/s, {(tower + softmax) / fast / rate:.0%} of the matrix rate")  # fmt: skip
+    same = iter(tf.data.Dataset.from_tensors(next(iterator)).repeat())
+    for name, source in (("next batch each step", iterator), ("one batch again and again", same)):
+        taken = []
+        for _ in range(2 * len(batches)):
+            began = time.perf_counter()
+            float(model.train_function(source)["loss"])
+            taken.append(time.perf_counter() - began)
+        median, fast = statistics.median(taken[5:]), float(np.quantile(taken[5:], 0.1))
+        print(f"a whole step, {name}: {1e3 * median:.1f} ms median, {1e3 * fast:.1f} ms at the 10 % quantile, "
+              f"{parts.flops / fast / rate:.0%} of the matrix rate")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/packing.py DATA
 
-Both have the same model, loss and positions in a batch. Buckets are the best five for this log, padding each history to the
-next of five lengths; their steps are timed on rows that are full, so only shapes count.
+Both have the same model, the `sasrec` preset, and as many positions in a batch. Buckets are the best five for this log,
+padding each history to the next of five lengths; their steps are timed on rows that are full, so only shapes count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.prepared import PreparedData
-from tfrec.training import Config, compile_model
+from tfrec.training import Config, compile_model, preset
 
 POSITIONS, BUCKETS = 4096, 5
 
@@ -49,7 +49,9 @@ def step_seconds(step, inputs: dict, target) -> float:
 
 
 def main(folder: str) -> None:
-    model, batches = compile_model(Config(folder, batch_positions=POSITIONS), PreparedData.open(folder))
+    model, batches = compile_model(
+        Config.from_dict({"data": folder, "batch_positions": POSITIONS} | preset("sasrec")), PreparedData.open(folder)
+    )
     model.make_train_function()
     lengths = batches.lengths[batches.lengths > 0]
     rng = np.random.default_rng(0)

@@ -32,9 +32,10 @@ def measure(data: str, lazy: str) -> None:
     import numpy as np
 
     from tfrec.prepared import PreparedData
-    from tfrec.training import Config, compile_model
+    from tfrec.training import Config, compile_model, preset
 
-    config = Config(data=data, max_length=50, loss="sampled_softmax", lazy_table=json.loads(lazy), batch_positions=4096)
+    settings = {"max_length": 50, "loss": "sampled_softmax", "lazy_table": json.loads(lazy), "batch_positions": 4096}
+    config = Config.from_dict({"data": data} | preset("sasrec") | settings)
     model, batches = compile_model(config, PreparedData.open(data))
     step = model.make_train_function() or model.train_function
     seconds, positions = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,13 +44,22 @@ class ItemTower(keras.layers.Layer):
         width: int > 0: width of the id table.
         mlp_dims: ints: hidden widths of an MLP (GELU) on top of the table, added to what it reads; none by default.
         normalize: whether `candidates` and `catalogue` have length 1.
+        init_stddev: float > 0: of the normal distribution that the table starts from.
     Call arguments:
         item_index: int tensor, any shape: `PAD_INDEX`, `OOV_INDEX` or `FIRST_ITEM_INDEX + i`.
     Returns:
         Float tensor, shape `(*item_index.shape, width)`.
     """
 
-    def __init__(self, num_items: int, width: int, mlp_dims: Sequence[int] = (), normalize: bool = False, **kwargs):
+    def __init__(
+        self,
+        num_items: int,
+        width: int,
+        mlp_dims: Sequence[int] = (),
+        normalize: bool = False,
+        init_stddev: float = 0.02,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if num_items < 1:
             raise ValueError(f"`num_items` must be at least 1. Received: num_items={num_items}.")
@@ -57,6 +67,7 @@ class ItemTower(keras.layers.Layer):
         self.width = width
         self.mlp_dims = list(mlp_dims)
         self.normalize = normalize
+        self.init_stddev = init_stddev
         self._reading: tuple | None = None
         own = {"dtype": self.dtype_policy}
         self.mlp = [keras.layers.Dense(d, activation="gelu", **own) for d in self.mlp_dims]
@@ -66,7 +77,7 @@ class ItemTower(keras.layers.Layer):
     def build(self, input_shape=None):
         self.table = self.add_weight(
             shape=(self.num_items + FIRST_ITEM_INDEX, self.width),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            initializer=keras.initializers.RandomNormal(stddev=self.init_stddev),
             name="table",
         )
         dim = self.width
@@ -117,7 +128,7 @@ class ItemTower(keras.layers.Layer):
 
     def get_config(self):
         own = {"num_items": self.num_items, "width": self.width, "mlp_dims": self.mlp_dims}
-        return super().get_config() | own | {"normalize": self.normalize}
+        return super().get_config() | own | {"normalize": self.normalize, "init_stddev": self.init_stddev}
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -138,6 +149,8 @@ class SequenceTower(keras.layers.Layer):
             feed-forward layer).
         positions: how the order of items is known, any of `"absolute"` (`PositionFromNewest`), `"relative"`
             (`RelativePositionBias`) and `"rotary"` (`rotate`).
+        attention_window: None, or int > 0: a position sees so many of the newest positions up to itself, at a cost linear in
+            the length.
         time_bias: whether attention knows how long ago each item was (`TimeBias`); then the times are needed.
         normalize: whether queries have length 1.
     Call arguments:
@@ -158,6 +171,7 @@ class SequenceTower(keras.layers.Layer):
         dropout_rate: float = 0.2,
         block: str = "transformer",
         positions: Sequence[str] = ("absolute",),
+        attention_window: int | None = None,
         time_bias: bool = False,
         normalize: bool = False,
         **kwargs,
@@ -167,6 +181,8 @@ class SequenceTower(keras.layers.Layer):
             raise ValueError(f"`block` must be one of {', '.join(BLOCKS)}. Received: {block!r}.")
         if unknown := set(positions) - set(POSITIONS):
             raise ValueError(f"`positions` may hold {', '.join(POSITIONS)}. Received: {', '.join(sorted(unknown))}.")
+        if attention_window and time_bias:
+            raise ValueError("`time_bias` needs every pair of positions; leave out `attention_window`.")
         self.max_length = max_length
         self.num_blocks = num_blocks
         self.num_heads = num_heads
@@ -174,6 +190,7 @@ class SequenceTower(keras.layers.Layer):
         self.dropout_rate = dropout_rate
         self.block = block
         self.positions = list(positions)
+        self.attention_window = attention_window
         self.time_bias = time_bias
         self.normalize = normalize
         own = {"dtype": self.dtype_policy}
@@ -185,12 +202,16 @@ class SequenceTower(keras.layers.Layer):
         hidden_dim = self.hidden_dim or 4 * input_shape[-1]
         size = self.max_length if self.block == "hstu" else hidden_dim
         own = {"dtype": self.dtype_policy}
-        self.blocks = [
-            BLOCKS[self.block](
-                self.num_heads, size, self.dropout_rate, "rotary" in self.positions, name=f"block_{i}", **own
-            )
-            for i in range(self.num_blocks)
-        ]
+        block = functools.partial(
+            BLOCKS[self.block],
+            self.num_heads,
+            size,
+            self.dropout_rate,
+            rotary="rotary" in self.positions,
+            window=self.attention_window,
+            **own,
+        )
+        self.blocks = [block(name=f"block_{i}") for i in range(self.num_blocks)]
         self.distances: list[Any] = [
             RelativePositionBias(self.num_heads, self.max_length, name=f"distance_{i}", **own)
             for i in range(self.num_blocks if "relative" in self.positions else 0)
@@ -205,7 +226,14 @@ class SequenceTower(keras.layers.Layer):
 
     def _bias(self, block: int, length, timestamps, request_times):
         """What block number `block` adds to the logits of its attention, or None."""
-        bias = ops.expand_dims(self.distances[block].between(length), 0) if self.distances else None
+        window, bias = self.attention_window, None
+        if self.distances:
+            of_distance = (
+                self.distances[block].between(2 * window)[:, window:]
+                if window
+                else self.distances[block].between(length)
+            )
+            bias = ops.expand_dims(of_distance, 0)
         if self.times:
             of_time = self.times[block].between(timestamps, request_times)
             bias = of_time if bias is None else bias + of_time
@@ -237,6 +265,7 @@ class SequenceTower(keras.layers.Layer):
             "dropout_rate": self.dropout_rate,
             "block": self.block,
             "positions": self.positions,
+            "attention_window": self.attention_window,
             "time_bias": self.time_bias,
             "normalize": self.normalize,
         }

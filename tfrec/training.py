@@ -82,8 +82,10 @@ class Config:
         max_length: how many of a history's newest items are read.
         width: width of item vectors and of the sequence tower.
         num_blocks, num_heads, hidden_dim, dropout_rate, block, positions: of `SequenceTower`.
+        attention_window: of `SequenceTower`.
         time_bias: of `SequenceTower`: reads the times of events and of requests.
         mlp_dims: of `ItemTower`.
+        init_stddev: of `ItemTower`: what the item table starts from.
         similarity: of queries and candidates: `dot`, or `cosine`, which wants a `temperature` of about 0.05.
         loss: `full_softmax`, `sampled_softmax`, `gbce`, `tfrs_retrieval`, or `auto`: the first up to 50,000 items, the last
             above.
@@ -117,8 +119,10 @@ class Config:
     dropout_rate: float = 0.2
     block: str = "transformer"
     positions: tuple[str, ...] = ("absolute",)
+    attention_window: int | None = None
     time_bias: bool = False
     mlp_dims: tuple[int, ...] = ()
+    init_stddev: float = 0.02
     similarity: str = "dot"
     loss: str = "auto"
     num_negatives: int = 1024
@@ -126,7 +130,7 @@ class Config:
     label_smoothing: float = 0.0
     calibration: float = 0.75
     epochs: int = 60
-    validate_every: int = 4
+    validate_every: int = 6
     patience: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -226,7 +230,9 @@ def build_model(config: Config, num_items: int) -> TwoTower:
         "float32" if config.precision == "float32" else f"mixed_{config.precision}"
     )
     own = {"normalize": config.similarity == "cosine", "dtype": policy}
-    items = ItemTower(num_items, config.width, config.mlp_dims, name="item_tower", **own)
+    items = ItemTower(
+        num_items, config.width, config.mlp_dims, init_stddev=config.init_stddev, name="item_tower", **own
+    )
     sequence = SequenceTower(
         config.max_length,
         config.num_blocks,
@@ -235,6 +241,7 @@ def build_model(config: Config, num_items: int) -> TwoTower:
         config.dropout_rate,
         config.block,
         config.positions,
+        config.attention_window,
         config.time_bias,
         name="sequence_tower",
         **own,

@@ -10,16 +10,17 @@ import keras
 from common import BLOCKS, DROPOUT, HEADS, LENGTH, NEGATIVES, WIDTH, Clock, arguments, epoch_timer, report
 
 from tfrec.prepared import PreparedData
-from tfrec.training import Config, compile_model
+from tfrec.training import Config, compile_model, preset
 
 
 def main() -> None:
     given, clock = arguments(), Clock()
-    config = Config(
-        data=str(given.data), max_length=LENGTH, width=WIDTH, num_blocks=BLOCKS, num_heads=HEADS, hidden_dim=WIDTH,
-        dropout_rate=DROPOUT, num_negatives=NEGATIVES,
-        loss={"softmax": "full_softmax", "sampled": "sampled_softmax"}[given.loss],
-    )  # fmt: skip
+    settings = {
+        "max_length": LENGTH, "width": WIDTH, "num_blocks": BLOCKS, "num_heads": HEADS, "hidden_dim": WIDTH,
+        "dropout_rate": DROPOUT, "num_negatives": NEGATIVES,
+        "loss": {"softmax": "full_softmax", "sampled": "sampled_softmax"}[given.loss],
+    }  # fmt: skip
+    config = Config.from_dict({"data": str(given.data)} | preset("sasrec") | settings)
     model, batches = compile_model(config, PreparedData.open(given.data))
     model.fit(
         batches.dataset(),

@@ -15,7 +15,7 @@ from tfrec.layers import (
     RelativePositionBias,
     TransformerBlock,
 )
-from tfrec.layers.attention import attend, pointwise_attend
+from tfrec.layers.attention import attend, attend_in_window, pointwise_attend
 from tfrec.layers.positions import rotate, steps_from_newest
 from tfrec.towers import ItemTower, SequenceTower, newest
 
@@ -25,6 +25,7 @@ LAYERS = {
     "attention": (CausalSelfAttention, {"num_heads": 5, "dropout_rate": 0.1}),
     "block": (TransformerBlock, {"num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1}),
     "rotary attention": (CausalSelfAttention, {"num_heads": 5, "rotary": True}),
+    "windowed attention": (CausalSelfAttention, {"num_heads": 5, "window": 3}),
     "gated": (GatedBlock, {"num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1}),
     "hstu": (HSTUBlock, {"num_heads": 5, "max_length": 11, "dropout_rate": 0.1, "rotary": True}),
     "positions": (PositionFromNewest, {"max_length": 11}),
@@ -181,6 +182,22 @@ def test_rotary_products_depend_on_the_distance_alone():
     for distance in range(-4, 5):
         np.testing.assert_allclose(np.diag(products, distance), np.diag(products, distance)[0], rtol=1e-5)
     assert products[1, 0] != pytest.approx(products[2, 0])
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 9])
+def test_a_window_is_the_whole_attention_with_a_mask(window):
+    rng = np.random.default_rng(0)
+    query, key, value = rng.normal(size=(3, BATCH, 2, LENGTH, 5)).astype(np.float32)
+    is_real = np.arange(LENGTH) >= np.array([[0], [2], [6]])
+    end = np.where(np.arange(LENGTH) < np.array([[3], [2], [0]]), [[3], [0], [0]], LENGTH)
+    distance = np.subtract.outer(np.arange(LENGTH), np.arange(LENGTH))
+    bias = rng.normal(size=(2, 3 * LENGTH)).astype(np.float32)  # by head and distance
+    is_allowed = (distance >= 0) & (distance < window) & is_real[:, None] & (end[:, :, None] == end[:, None])
+    expected = np.array(attend(query, key, value, is_allowed[:, None], bias[:, np.maximum(distance, 0)]))
+    blockwise = window + np.subtract.outer(np.arange(window), np.arange(2 * window))
+    out = np.array(attend_in_window(query, key, value, is_real, end, bias[:, np.abs(blockwise)], window))
+    for row in range(BATCH):
+        np.testing.assert_allclose(out[row][:, is_real[row]], expected[row][:, is_real[row]], atol=1e-5)
 
 
 def test_hstu_attends_without_a_softmax():

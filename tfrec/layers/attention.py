@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 from keras import ops
 
@@ -31,7 +33,7 @@ def visible(is_real, end, rows: tuple, columns: tuple):
     return ops.expand_dims(is_allowed, 1)
 
 
-def attend(query, key, value, is_allowed, bias=None, keep=lambda weights: weights):
+def attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
     """Values weighted by the softmax of the scaled dot products of queries and keys.
 
     The sum of the weights divides the result, not each weight: `(heads, length, length)` is written once less.
@@ -56,7 +58,7 @@ def attend(query, key, value, is_allowed, bias=None, keep=lambda weights: weight
     return mixed / ops.cast(total, value.dtype)
 
 
-def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda weights: weights):
+def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
     """As `attend`, with SiLU in place of the softmax: what is attended to adds up, no position competes with another."""
     logits = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), "float32")  # B H R C
     if bias is not None:
@@ -65,7 +67,7 @@ def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda weigh
     return ops.matmul(ops.cast(keep(weights), value.dtype), value)
 
 
-def attend_causally(query, key, value, is_real, end=None, bias=None, attend=attend, keep=lambda weights: weights):
+def attend_causally(query, key, value, is_real, end=None, bias=None, attend=attend, keep=lambda w: w):
     """`attend` with each position seeing itself and earlier real ones of its own history.
 
     In two halves: the older positions need not look at the newer ones, which saves a quarter of the work.
@@ -94,6 +96,56 @@ def attend_causally(query, key, value, is_real, end=None, bias=None, attend=atte
     return ops.concatenate(outs, axis=2)
 
 
+def attend_in_window(query, key, value, is_real, end=None, bias=None, window=1, attend=attend, keep=lambda w: w):
+    """`attend` with each position seeing the `window` newest positions up to itself: cost linear in the length.
+
+    Rows are cut into blocks of `window`; a block looks at itself and the one before.
+    Source: Beltagy et al. 2020 (Longformer), section 3.1. Differs from the source: causal; blocks, no kernel of its own.
+
+    Args:
+        query, key, value: float tensors, shape `(batch, heads, length, head_dim)`.
+        is_real, end: as of `CausalSelfAttention`.
+        bias: None, or float tensor that broadcasts to `(batch, heads, window, 2 * window)`; `[..., i, j]` belongs to the
+            distance `window + i - j`.
+        window: int > 0.
+    Returns:
+        Float tensor, shape of `value`.
+    """
+    _, heads, length, head_dim = ops.shape(query)
+    num_blocks = (length + window - 1) // window
+    padding = num_blocks * window - length
+
+    def blocks(x):  # (B, H, L, D/H) to (B * blocks, H, window, D/H)
+        x = ops.reshape(ops.pad(x, [[0, 0], [0, 0], [0, padding], [0, 0]]), (-1, heads, num_blocks, window, head_dim))
+        return ops.transpose(x, (0, 2, 1, 3, 4))
+
+    def with_previous(x, axis):  # a block of zeros, which is not real, stands before the first
+        earlier = ops.concatenate([ops.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+        both = ops.concatenate([earlier, x], axis=axis)
+        return ops.reshape(both, (-1, *ops.shape(both)[2:]))
+
+    def row_blocks(x):  # (B, L) to (B, blocks, window)
+        return ops.reshape(ops.pad(x, [[0, 0], [0, padding]]), (-1, num_blocks, window))
+
+    distance = window + ops.expand_dims(ops.arange(window), 1) - ops.expand_dims(ops.arange(2 * window), 0)
+    is_near = ops.logical_and(distance >= 0, distance < window)
+    is_allowed = ops.logical_and(is_near, ops.expand_dims(with_previous(row_blocks(is_real), 2), 1))
+    if end is not None:
+        looks = row_blocks(end)
+        same = ops.equal(ops.reshape(looks, (-1, window, 1)), ops.expand_dims(with_previous(looks, 2), 1))
+        is_allowed = ops.logical_and(is_allowed, same)
+    out = attend(
+        ops.reshape(blocks(query), (-1, heads, window, head_dim)),
+        with_previous(blocks(key), 3),
+        with_previous(blocks(value), 3),
+        ops.expand_dims(is_allowed, 1),
+        bias,
+        keep,
+    )
+    out = ops.transpose(ops.reshape(out, (-1, num_blocks, heads, window, head_dim)), (0, 2, 1, 3, 4))
+    return ops.reshape(out, (-1, heads, num_blocks * window, head_dim))[:, :, :length]
+
+
 def split_heads(x, num_heads: int):
     """`(batch, length, num_heads * head_dim)` to `(batch, num_heads, length, head_dim)`."""
     _, length, width = ops.shape(x)
@@ -119,23 +171,28 @@ class CausalSelfAttention(keras.layers.Layer):
         num_heads: int > 0; must divide the width of the input.
         dropout_rate: float in [0, 1): dropout of the attention weights.
         rotary: turn queries and keys by their position (`rotate`); the width of a head must be even.
+        window: None, or int > 0: a position sees so many of the newest positions up to itself (`attend_in_window`).
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
         end: int tensor, shape `(batch, length)`, for rows that pack several histories: at each real position, the column
             after the newest item of its history. Positions with another `end` are not seen.
-        bias: None, or float tensor that broadcasts to `(batch, num_heads, length, length)`: added to the logits.
+        bias: None, or float tensor that broadcasts to `(batch, num_heads, length, length)`, added to the logits; with a
+            window, to `(batch, num_heads, window, 2 * window)`.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions are zero.
     Raises:
         ValueError: `num_heads` does not divide the width (the message gives both).
     """
 
-    def __init__(self, num_heads: int, dropout_rate: float = 0.0, rotary: bool = False, **kwargs):
+    def __init__(
+        self, num_heads: int, dropout_rate: float = 0.0, rotary: bool = False, window: int | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.rotary = rotary
+        self.window = window
         self.dropout = Dropout(dropout_rate, dtype=self.dtype_policy)
 
     def build(self, input_shape):
@@ -155,7 +212,8 @@ class CausalSelfAttention(keras.layers.Layer):
         query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)), num=3, axis=0)  # B H L D/H each
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        out = attend_causally(query, key, value, is_real, end, bias, keep=lambda w: self.dropout(w, training=training))
+        mix = functools.partial(attend_in_window, window=self.window) if self.window else attend_causally
+        out = mix(query, key, value, is_real, end, bias, keep=lambda w: self.dropout(w, training=training))
         return ops.where(ops.expand_dims(is_real, -1), self.project_out(merge_heads(out)), 0)
 
     def compute_output_shape(self, input_shape, *_, **__):
@@ -163,4 +221,4 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def get_config(self):
         own = {"num_heads": self.num_heads, "dropout_rate": self.dropout_rate, "rotary": self.rotary}
-        return super().get_config() | own
+        return super().get_config() | own | {"window": self.window}

@@ -6,10 +6,19 @@ each history ends, and what is added to the logits of attention (see `CausalSelf
 
 from __future__ import annotations
 
+import functools
+
 import keras
 from keras import ops
 
-from tfrec.layers.attention import CausalSelfAttention, attend_causally, merge_heads, pointwise_attend, split_heads
+from tfrec.layers.attention import (
+    CausalSelfAttention,
+    attend_causally,
+    attend_in_window,
+    merge_heads,
+    pointwise_attend,
+    split_heads,
+)
 from tfrec.layers.dropout import Dropout
 from tfrec.layers.positions import rotate
 
@@ -25,7 +34,7 @@ class TransformerBlock(keras.layers.Layer):
         num_heads: int > 0; must divide the width of the input.
         hidden_dim: int > 0: width of the feed-forward layer.
         dropout_rate: float in [0, 1): of the attention weights and of what each sublayer adds.
-        rotary: of `CausalSelfAttention`.
+        rotary, window: of `CausalSelfAttention`.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
@@ -40,6 +49,7 @@ class TransformerBlock(keras.layers.Layer):
         hidden_dim: int,
         dropout_rate: float = 0.0,
         rotary: bool = False,
+        window: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -47,9 +57,10 @@ class TransformerBlock(keras.layers.Layer):
         self.hidden_dim = hidden_dim
         self.dropout_rate = dropout_rate
         self.rotary = rotary
+        self.window = window
         own = {"dtype": self.dtype_policy}
         self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
-        self.attention = CausalSelfAttention(num_heads, dropout_rate, rotary, **own)
+        self.attention = CausalSelfAttention(num_heads, dropout_rate, rotary, window, **own)
         self.feed_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
         self.feed_in = keras.layers.Dense(hidden_dim, activation="gelu", **own)
         self.dropout = Dropout(dropout_rate, **own)
@@ -78,6 +89,7 @@ class TransformerBlock(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "dropout_rate": self.dropout_rate,
             "rotary": self.rotary,
+            "window": self.window,
         }
 
 
@@ -123,7 +135,7 @@ class HSTUBlock(keras.layers.Layer):
         num_heads: int > 0; must divide the width of the input.
         max_length: int > 0: what the attention is divided by.
         dropout_rate: float in [0, 1): of what the block adds.
-        rotary: of `CausalSelfAttention`.
+        rotary, window: of `CausalSelfAttention`.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
@@ -138,6 +150,7 @@ class HSTUBlock(keras.layers.Layer):
         max_length: int,
         dropout_rate: float = 0.0,
         rotary: bool = False,
+        window: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -145,6 +158,7 @@ class HSTUBlock(keras.layers.Layer):
         self.max_length = max_length
         self.dropout_rate = dropout_rate
         self.rotary = rotary
+        self.window = window
         own = {"dtype": self.dtype_policy}
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
         self.attended_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
@@ -163,7 +177,8 @@ class HSTUBlock(keras.layers.Layer):
         value, query, key = (split_heads(h, self.num_heads) for h in heads)
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        attended = merge_heads(attend_causally(query, key, value, is_real, end, bias, pointwise_attend))
+        mix = functools.partial(attend_in_window, window=self.window) if self.window else attend_causally
+        attended = merge_heads(mix(query, key, value, is_real, end, bias, attend=pointwise_attend))
         out = self.project_out(self.attended_norm(attended / self.max_length) * gate)
         return x + self.dropout(ops.where(ops.expand_dims(is_real, -1), out, 0), training=training)
 
@@ -176,4 +191,5 @@ class HSTUBlock(keras.layers.Layer):
             "max_length": self.max_length,
             "dropout_rate": self.dropout_rate,
             "rotary": self.rotary,
+            "window": self.window,
         }

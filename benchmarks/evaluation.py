@@ -1,0 +1,35 @@
+"""What ranking a whole catalogue costs: `python benchmarks/evaluation.py DATA [USERS]`.
+
+An untrained `sasrec` preset ranks the test targets of the first USERS users, twice: the first time compiles.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from tfrec.evaluation import evaluate_model
+from tfrec.prepared import PreparedData
+from tfrec.splits import LeaveLastOut
+from tfrec.training import Config, build_model, preset
+
+
+def main(folder: str, num_users: str = "1000000000") -> None:
+    data = PreparedData.open(folder)
+    split = LeaveLastOut(data)
+    model = build_model(Config.from_dict({"data": folder} | preset("sasrec")), data.num_items)
+    for users, name in ((split.users[:100], "100 users, to compile"), (split.users[: int(num_users)], "all")):
+        split.users = users
+        began = time.perf_counter()
+        evaluate_model(model, split, "test")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{name}: {len(users):,} users over {data.num_items:,} items in {time.perf_counter() - began:.1f} s, "
+              f"peak memory {peak:,.0f} MiB")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
