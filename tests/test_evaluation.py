@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfrec.baselines import Bigram, Popularity
+from tfrec.baselines import Bigram, ItemKNN, Popularity
 from tfrec.datasets import prepare_dataset
 from tfrec.evaluation import evaluate, rank_targets, ranking_metrics, recommend
 from tfrec.prepared import PreparedData
@@ -67,6 +67,15 @@ def test_bigram_counts_pairs_inside_a_user_and_breaks_ties_by_popularity():
     assert np.floor(scores).tolist() == [[0, 1, 1, 0, 0], [2, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
     assert np.argsort(-scores[0], kind="stable").tolist() == [1, 2, 0, 3, 4]
     assert scores[2, 2] == scores[2, 3] > scores[2, 4]
+
+
+def test_item_knn_sums_cosines_of_the_nearest():
+    # users:                 a b | a b c | c (twice)
+    item_index, offsets = np.array([2, 3, 2, 3, 4, 4, 4]), np.array([0, 2, 5, 7])
+    scores = ItemKNN(item_index, offsets, 4).scores(np.array([2, 2, 3, 4]), np.array([0, 2, 4]))
+    np.testing.assert_allclose(scores, [[0, 1, 0.5, 0], [1.5, 0.5, 0.5, 0]], rtol=1e-6)
+    nearest = ItemKNN(item_index, offsets, 4, num_neighbours=1).scores(np.array([2]), np.array([0, 1]))
+    np.testing.assert_allclose(nearest, [[0, 1, 0, 0]], rtol=1e-6)
 
 
 def test_an_empty_user_in_the_middle_joins_no_pair():

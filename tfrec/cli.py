@@ -212,13 +212,13 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder; or prepared folder, with --baselines-only.")],
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     baselines_only: Annotated[
-        bool, typer.Option("--baselines-only", help="Popularity and bigram on a prepared folder.")
+        bool, typer.Option("--baselines-only", help="The baselines on a prepared folder.")
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
     ] = None,
 ) -> None:
-    """Rank the whole catalogue for every user; print the model beside popularity and bigram."""
+    """Rank the whole catalogue for every user; print the model beside popularity, bigram and item-KNN."""
     from tfrec.evaluation import evaluate as evaluate_data
     from tfrec.prepared import PreparedData
 
@@ -243,7 +243,7 @@ def evaluate(
 
 def print_metrics(result: dict[str, Any]) -> None:
     """The table of `tfrec evaluate`."""
-    rows = [name for name in ("model", "bigram", "popularity") if name in result]
+    rows = [name for name in ("model", "bigram", "item-knn", "popularity") if name in result]
     table = Table(
         title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items removed",
         title_justify="left",

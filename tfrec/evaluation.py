@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tfrec.baselines import Bigram, Popularity
+from tfrec.baselines import Bigram, ItemKNN, Popularity
 from tfrec.prepared import PreparedData
 from tfrec.progress import track
 from tfrec.sequences import PackedBatches
@@ -164,14 +164,22 @@ def evaluate_model(model: TwoTower, split: LeaveLastOut, part: str) -> dict[str,
 
 
 def evaluate_baselines(split: LeaveLastOut, part: str) -> dict[str, dict[str, float]]:
-    """The same of popularity and the bigram table, learned from the training part."""
+    """The same of popularity, the bigram table and item-KNN, learned from the training part."""
     item_index, offsets = split.train_part()
     popularity = Popularity(item_index, split.data.num_items)
     bigram = Bigram(item_index, offsets, popularity)
-    last = split.data.item_index[split.histories(part)[1] - 1]
+    knn = ItemKNN(item_index, offsets, split.data.num_items)
+    starts, ends = split.histories(part)
+    last = split.data.item_index[ends - 1]
+
+    def knn_scores(rows):
+        histories = [split.data.item_index[starts[r] : ends[r]] for r in rows]
+        return knn.scores(np.concatenate(histories), np.cumsum([0, *map(len, histories)]))
+
     return {
         "popularity": rank_targets(lambda rows: popularity.scores(len(rows)), split, part),
         "bigram": rank_targets(lambda rows: bigram.scores(last[rows]), split, part),
+        "item-knn": rank_targets(knn_scores, split, part),
     }
 
 
