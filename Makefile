@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint bench-training bench-scale clean
+.PHONY: demo test lint bench-training bench-scale bench-quality clean
 
 demo: .venv/ready
 	tfrec demo --out demo
@@ -33,6 +33,9 @@ bench-training: .venv/ready .venv-peers/rectools/ready .venv-peers/keras-rs/read
 
 bench-scale: .venv/ready
 	python benchmarks/scale.py build
+
+bench-quality: .venv/ready
+	python benchmarks/quality.py build/quality
 
 build/movielens-1m: | .venv/ready
 	tfrec prepare movielens-1m --out $@

@@ -32,7 +32,9 @@ def data(data_folder) -> PreparedData:
 
 @pytest.fixture(scope="session")
 def small_config(data_folder) -> Config:
-    return Config(str(data_folder), max_length=24, width=32, dropout_rate=0.1, learning_rate=5e-3, epochs=14)
+    return Config(
+        str(data_folder), max_length=24, width=32, num_heads=2, dropout_rate=0.1, learning_rate=5e-3, epochs=14
+    )
 
 
 @pytest.fixture(scope="session")

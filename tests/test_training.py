@@ -19,8 +19,10 @@ from tfrec.training import (
     final_config,
     parse_settings,
     preset,
+    suited,
     train,
 )
+from tfrec.vocabulary import Vocabulary
 
 
 class StopAfter(keras.callbacks.Callback):
@@ -105,7 +107,8 @@ def test_the_run_folder_holds_what_it_should(uninterrupted, tiny):
         "logs",
         "checkpoint.npz",
     }
-    assert json.loads((uninterrupted / "config.json").read_text()) == json.loads(json.dumps(tiny.to_dict()))
+    written = suited(tiny, PreparedData.open(tiny.data)).to_dict()
+    assert json.loads((uninterrupted / "config.json").read_text()) == json.loads(json.dumps(written))
     rows = history(uninterrupted)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[3]["loss"]) < float(rows[0]["loss"])
@@ -152,12 +155,35 @@ def test_a_final_model_learns_from_the_targets_too(uninterrupted, tmp_path, caps
         evaluate(Run.open(tmp_path / "final").folder)
 
 
+@pytest.mark.parametrize(
+    ("events", "width", "dropout_rate", "loss", "lazy_table"),
+    [(1000, 64, 0.5, "full_softmax", False), (900_000, 128, 0.3, "tfrs_retrieval", True)],
+)
+def test_what_the_config_leaves_open_follows_from_the_data(events, width, dropout_rate, loss, lazy_table):
+    num_items = events // 10
+    items = np.resize(np.arange(2, num_items + 2, dtype=np.int32), events)
+    vocabulary = Vocabulary([f"i{i}" for i in range(num_items)])
+    data = PreparedData(vocabulary, items, np.zeros(events, np.int64), np.arange(0, events + 1, 100), {})
+    config = suited(Config("x"), data)
+    assert (config.width, config.dropout_rate, config.loss, config.lazy_table) == (
+        width,
+        dropout_rate,
+        loss,
+        lazy_table,
+    )
+    assert config.num_heads == width // 32
+    assert suited(config, data) == config
+    assert suited(Config("x", width=48, dropout_rate=0.0), data).dropout_rate == 0.0
+    with pytest.raises(ValueError, match=r"decide them with `suited\(config, data\)`"):
+        build_model(Config("x"), 5)
+
+
 def test_every_preset_makes_a_model_and_is_offered(data_folder):
     for name, settings in PRESETS.items():
         assert name in PRESET_HELP
         config = Config.from_dict({"data": str(data_folder)} | preset(name))
         assert all(json.loads(json.dumps(config.to_dict()))[k] == v for k, v in settings.items())
-        build_model(config, 5)
+        build_model(suited(config, PreparedData.open(data_folder)), 5)
     with pytest.raises(ValueError, match="There is no preset `sasrek`. There are: default, large, sasrec"):
         preset("sasrek")
 
@@ -183,7 +209,7 @@ def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path, preci
         ({"width": 10, "num_heads": 3}, "`num_heads` must divide `width`. Received: num_heads=3, width=10"),
         (
             {"loss": "mse"},
-            "`loss` must be one of auto, full_softmax, sampled_softmax, gbce, tfrs_retrieval. Received: 'mse'",
+            "`loss` must be one of full_softmax, sampled_softmax, gbce, tfrs_retrieval. Received: 'mse'",
         ),
         ({"epochs": 0}, "`epochs` must be above 0. Received: 0"),
     ],

@@ -43,8 +43,10 @@ HISTORY, METRICS = "history.csv", "metrics.json"
 MONITOR = "val_ndcg@10"
 SHOWN = (MONITOR, "val_hr@10")
 FULL_SOFTMAX_ITEMS = 50_000
-"""The largest catalogue that `loss="auto"` trains with the full softmax."""
-LOSSES = ("auto", "full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
+"""The largest catalogue that is trained with the full softmax unless told otherwise."""
+SMALL_DATA, LARGE_DATA = 400_000, 10_000_000
+"""Training events below and above which `suited` chooses other widths and dropout."""
+LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
 
 SIMILARITIES = ("dot", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -81,14 +83,15 @@ class Config:
         data: the prepared folder.
         max_length: how many of a history's newest items are read.
         width: width of item vectors and of the sequence tower.
-        num_blocks, num_heads, hidden_dim, dropout_rate, block, positions: of `SequenceTower`.
+        num_blocks, hidden_dim, block, positions: of `SequenceTower`.
+        num_heads: of `SequenceTower`; None: a head for each 32 of the width.
+        dropout_rate: of `SequenceTower`.
         attention_window: of `SequenceTower`.
         time_bias: of `SequenceTower`: reads the times of events and of requests.
         mlp_dims: of `ItemTower`.
         init_stddev: of `ItemTower`: what the item table starts from.
         similarity: of queries and candidates: `dot`, or `cosine`, which wants a `temperature` of about 0.05.
-        loss: `full_softmax`, `sampled_softmax`, `gbce`, `tfrs_retrieval`, or `auto`: the first up to 50,000 items, the last
-            above.
+        loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
         label_smoothing: of `FullSoftmax`.
@@ -98,25 +101,28 @@ class Config:
         patience: epochs without a better validation NDCG@10 after which training stops.
         learning_rate: the highest.
         weight_decay: of AdamW.
+        clip_norm: None, or the largest norm of the gradient (without that of a lazy table): longer ones are scaled down.
         windows: learn from all of a long history, in windows of `max_length`, not from its newest items alone.
-        batch_positions: positions in a batch; None: 4096, fewer on small data (down to 1024), for about 150 steps an epoch.
+        batch_positions: positions in a batch.
         final_epochs: None; or train on every event, the validation and test targets too, for so many epochs of the same
             schedule: what `tfrec train --final RUN` sets.
         seed: of everything that is drawn.
         precision: what the towers compute in: `float32`, `bfloat16`, or `float16` (with loss scaling); weights and logits
             stay in float32.
         jit_compile: compile the training step with XLA.
-        lazy_table: update only the rows of the item table that a batch holds; None: above 50,000 items, unless the loss is
-            `full_softmax`, which touches every row.
+        lazy_table: update only the rows of the item table that a batch holds; not with `full_softmax`, which touches every
+            row. None: above 50,000 items, where the loss allows it.
+
+    What is None follows from the size of the data: `suited`.
     """
 
     data: str
     max_length: int = 200
-    width: int = 64
+    width: int | None = None
     num_blocks: int = 2
-    num_heads: int = 2
+    num_heads: int | None = None
     hidden_dim: int | None = None
-    dropout_rate: float = 0.2
+    dropout_rate: float | None = None
     block: str = "transformer"
     positions: tuple[str, ...] = ("absolute",)
     attention_window: int | None = None
@@ -124,7 +130,7 @@ class Config:
     mlp_dims: tuple[int, ...] = ()
     init_stddev: float = 0.02
     similarity: str = "dot"
-    loss: str = "auto"
+    loss: str | None = None
     num_negatives: int = 1024
     temperature: float = 1.0
     label_smoothing: float = 0.0
@@ -134,6 +140,7 @@ class Config:
     patience: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
+    clip_norm: float | None = None
     windows: bool = False
     batch_positions: int | None = None
     final_epochs: int | None = None
@@ -166,7 +173,7 @@ class Config:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         config = cls(**plain)
         for name, known in (("loss", LOSSES), ("similarity", SIMILARITIES), ("precision", PRECISIONS)):
-            if getattr(config, name) not in known:
+            if getattr(config, name) not in (*known, fields[name].default):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {getattr(config, name)!r}.")
         for name in (
             "max_length",
@@ -178,9 +185,9 @@ class Config:
             "temperature",
             "learning_rate",
         ):
-            if getattr(config, name) <= 0:
+            if getattr(config, name) is not None and getattr(config, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {getattr(config, name)}.")
-        if config.width % config.num_heads:
+        if config.width and config.num_heads and config.width % config.num_heads:
             raise ValueError(
                 f"`num_heads` must divide `width`. Received: num_heads={config.num_heads}, width={config.width}."
             )
@@ -224,12 +231,40 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def suited(config: Config, data: PreparedData) -> Config:
+    """The config with everything that it leaves open decided from the size of the data.
+
+    Few events want a narrow tower and much dropout, many a wide one and less; `docs/quality.md` has the measurements. Batches
+    are small enough for about 150 steps an epoch.
+    """
+    split = LeaveLastOut(data)
+    events = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
+    is_small = events < SMALL_DATA
+    width = config.width or (64 if is_small else 128)
+    automatic: dict[str, Any] = {
+        "width": width,
+        "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
+        "dropout_rate": 0.5 if is_small else 0.3 if events < LARGE_DATA else 0.1,
+        "batch_positions": min(4096, max(1024, 1 << int(math.log2(max(1, events / 150))))),
+        "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
+    }
+    config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
+    if config.lazy_table is None:
+        is_lazy = data.num_items > FULL_SOFTMAX_ITEMS and config.loss != "full_softmax"
+        config = dataclasses.replace(config, lazy_table=is_lazy)
+    return config
+
+
 def build_model(config: Config, num_items: int) -> TwoTower:
-    """The model that a config describes, built, with fresh weights."""
+    """The model that a `suited` config describes, built, with fresh weights."""
     policy = keras.dtype_policies.DTypePolicy(
         "float32" if config.precision == "float32" else f"mixed_{config.precision}"
     )
-    own = {"normalize": config.similarity == "cosine", "dtype": policy}
+    if config.width is None or config.num_heads is None or config.dropout_rate is None:
+        raise ValueError(
+            "The config leaves width, num_heads or dropout_rate open: decide them with `suited(config, data)`."
+        )
+    own: dict[str, Any] = {"normalize": config.similarity == "cosine", "dtype": policy}
     items = ItemTower(
         num_items, config.width, config.mlp_dims, init_stddev=config.init_stddev, name="item_tower", **own
     )
@@ -254,6 +289,8 @@ def build_model(config: Config, num_items: int) -> TwoTower:
 def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedBatches]:
     """The model that a config describes, compiled, and the batches it is to be fitted on: all of `train` but the fitting.
 
+    What the config leaves open is decided by `suited`.
+
     Raises:
         ValueError: the data has no pair of events to learn from, or no user to validate on.
     """
@@ -262,16 +299,15 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
         raise ValueError(
             f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories."
         )
+    config = suited(config, data)
     if config.time_bias and not data.timestamp.any():
         raise ValueError(f"`time_bias` needs times, and `{config.data}` has none.")
     keras.utils.set_random_seed(config.seed)
     model = build_model(config, data.num_items)
-    positions = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
-    automatic = min(4096, max(1024, 1 << int(math.log2(max(1, positions / 150)))))
     batches = PackedBatches.for_training(
         split,
         max_length=config.max_length,
-        batch_positions=config.batch_positions or automatic,
+        batch_positions=config.batch_positions or 0,
         seed=config.seed,
         windows=config.windows,
         has_times=config.time_bias,
@@ -282,11 +318,11 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
     )
-    optimizer, loss = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay), _build_loss(config, split)
+    loss = _build_loss(config, split)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm)
     if config.precision == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    is_large = data.num_items > FULL_SOFTMAX_ITEMS and not isinstance(loss, FullSoftmax)
-    if is_large if config.lazy_table is None else config.lazy_table:
+    if config.lazy_table:
         if isinstance(loss, FullSoftmax):
             raise ValueError("`lazy_table` needs a sampled loss: the full softmax touches every row of the item table.")
         if config.precision == "float16":
@@ -305,8 +341,6 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
 
 def _build_loss(config: Config, split: LeaveLastOut):
     name = config.loss
-    if name == "auto":
-        name = "full_softmax" if split.data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval"
     if name == "full_softmax":
         return FullSoftmax(config.temperature, config.label_smoothing)
     if name == "sampled_softmax":
@@ -506,6 +540,7 @@ def train(
     elif out.exists() and any(out.iterdir()) and not (out / CONFIG).is_file():
         raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
     data = PreparedData.open(config.data)
+    config = suited(config, data)
     if config.final_epochs and config.final_epochs > config.epochs:
         raise ValueError(f"`final_epochs` is at most `epochs`. Received: {config.final_epochs} and {config.epochs}.")
     model, batches = compile_model(config, data)
