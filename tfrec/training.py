@@ -51,23 +51,18 @@ LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
 SIMILARITIES = ("dot", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+_SASREC = {
+    "block": "transformer", "positions": ["absolute"], "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
+    "windows": False, "batch_positions": 4096, "epochs": 60,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "large": {"width": 192, "num_heads": 6, "num_blocks": 4, "dropout_rate": 0.4},
-    "sasrec": {"block": "transformer", "positions": ["absolute"], "width": 64, "num_heads": 2, "dropout_rate": 0.2},
-    "gsasrec": {
-        "block": "transformer", "positions": ["absolute"], "width": 128, "num_heads": 2, "dropout_rate": 0.2,
-        "loss": "gbce", "num_negatives": 256,
-    },
-    "esasrec": {
-        "block": "gated", "positions": ["absolute"], "width": 128, "num_heads": 4, "dropout_rate": 0.2,
-        "loss": "sampled_softmax", "num_negatives": 256,
-    },
-    "hstu": {
-        "block": "hstu", "positions": ["relative"], "width": 64, "num_heads": 2, "dropout_rate": 0.2,
-        "similarity": "cosine", "temperature": 0.05,
-    },
-}  # fmt: skip
+    "large": {"width": 192, "num_blocks": 4, "dropout_rate": 0.4},
+    "sasrec": _SASREC | {"width": 64},
+    "gsasrec": _SASREC | {"width": 128, "loss": "gbce", "num_negatives": 256},
+    "esasrec": {"positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
+    "hstu": {"block": "hstu", "similarity": "cosine", "temperature": 0.05},
+}
 """Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
 
 
@@ -123,8 +118,8 @@ class Config:
     num_heads: int | None = None
     hidden_dim: int | None = None
     dropout_rate: float | None = None
-    block: str = "transformer"
-    positions: tuple[str, ...] = ("absolute",)
+    block: str = "gated"
+    positions: tuple[str, ...] = ("relative",)
     attention_window: int | None = None
     time_bias: bool = False
     mlp_dims: tuple[int, ...] = ()
@@ -135,13 +130,13 @@ class Config:
     temperature: float = 1.0
     label_smoothing: float = 0.0
     calibration: float = 0.75
-    epochs: int = 60
+    epochs: int | None = None
     validate_every: int = 6
-    patience: int = 10
-    learning_rate: float = 1e-3
+    patience: int = 12
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     clip_norm: float | None = None
-    windows: bool = False
+    windows: bool = True
     batch_positions: int | None = None
     final_epochs: int | None = None
     seed: int = 0
@@ -169,7 +164,7 @@ class Config:
             kind, _, none = str(fields[name].type).partition(" | ")
             fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
             if not (fits or (none and value is None)):
-                raise ValueError(f"`{name}` must be {fields[name].type}. Received: {value!r}.")
+                raise ValueError(f"`{name}` must be {kind}. Received: {value!r}.")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         config = cls(**plain)
         for name, known in (("loss", LOSSES), ("similarity", SIMILARITIES), ("precision", PRECISIONS)):
@@ -234,18 +229,21 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def suited(config: Config, data: PreparedData) -> Config:
     """The config with everything that it leaves open decided from the size of the data.
 
-    Few events want a narrow tower and much dropout, many a wide one and less; `docs/quality.md` has the measurements. Batches
-    are small enough for about 150 steps an epoch.
+    Few events want a narrow tower and much dropout, many a wide one and less. Batches are small enough for about 500 steps
+    an epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
     """
     split = LeaveLastOut(data)
-    events = int((split.train_ends - data.offsets[:-1] - 1).clip(0, config.max_length).sum())
+    each = (split.train_ends - data.offsets[:-1] - 1).clip(0)
+    events = max(1, int(each.sum() if config.windows else each.clip(0, config.max_length).sum()))
     is_small = events < SMALL_DATA
     width = config.width or (64 if is_small else 128)
+    batch_positions = config.batch_positions or min(4096, max(512, 1 << round(math.log2(events / 500))))
     automatic: dict[str, Any] = {
         "width": width,
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small else 0.3 if events < LARGE_DATA else 0.1,
-        "batch_positions": min(4096, max(1024, 1 << int(math.log2(max(1, events / 150))))),
+        "batch_positions": batch_positions,
+        "epochs": min(60, max(12, round(11_500 * batch_positions / events))),
         "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
@@ -300,6 +298,8 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
             f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories."
         )
     config = suited(config, data)
+    assert config.epochs is not None
+    assert config.batch_positions is not None
     if config.time_bias and not data.timestamp.any():
         raise ValueError(f"`time_bias` needs times, and `{config.data}` has none.")
     keras.utils.set_random_seed(config.seed)
@@ -307,7 +307,7 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
     batches = PackedBatches.for_training(
         split,
         max_length=config.max_length,
-        batch_positions=config.batch_positions or 0,
+        batch_positions=config.batch_positions,
         seed=config.seed,
         windows=config.windows,
         has_times=config.time_bias,
@@ -541,7 +541,7 @@ def train(
         raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
     data = PreparedData.open(config.data)
     config = suited(config, data)
-    if config.final_epochs and config.final_epochs > config.epochs:
+    if (config.final_epochs or 0) > (config.epochs or 0):
         raise ValueError(f"`final_epochs` is at most `epochs`. Received: {config.final_epochs} and {config.epochs}.")
     model, batches = compile_model(config, data)
 
