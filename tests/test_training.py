@@ -235,8 +235,8 @@ def test_settings_without_an_equals_sign_are_refused():
         ("max_length", 9),
         ("dropout_rate", 0.9),
         ("precision", "bfloat16"),
-        ("block", "gated"),
-        ("positions", ("relative",)),
+        ("block", "hstu"),
+        ("positions", ("absolute",)),
         ("similarity", "cosine"),
     ],
 )

@@ -237,7 +237,7 @@ def suited(config: Config, data: PreparedData) -> Config:
     events = max(1, int(each.sum() if config.windows else each.clip(0, config.max_length).sum()))
     is_small = events < SMALL_DATA
     width = config.width or (64 if is_small else 128)
-    batch_positions = config.batch_positions or min(4096, max(512, 1 << round(math.log2(events / 500))))
+    batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
     automatic: dict[str, Any] = {
         "width": width,
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),

@@ -172,6 +172,7 @@ def test_relative_bias_by_hand():
     layer.set_weights([np.array([[1, 2, 3], [4, 5, 6]], np.float32)])
     out = np.array(layer.between(4))
     np.testing.assert_array_equal(out[0], [[1, 0, 0, 0], [2, 1, 0, 0], [3, 2, 1, 0], [3, 3, 2, 1]])
+    assert layer.between(0).shape == (2, 0, 0)
     np.testing.assert_array_equal(out[1], [[4, 0, 0, 0], [5, 4, 0, 0], [6, 5, 4, 0], [6, 6, 5, 4]])
 
 

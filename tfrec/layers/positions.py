@@ -95,8 +95,9 @@ class RelativePositionBias(keras.layers.Layer):
         far = ops.take(ops.cast(self.bias, self.compute_dtype), distance, axis=1)  # H L
         # a ring of 2 L numbers, unrolled with a step of 2 L - 1, moves by one column in each row: no gather of L x L
         ring = ops.concatenate([far[:, :1], ops.zeros_like(far), ops.flip(far[:, 1:], axis=1)], axis=1)
-        unrolled = ops.tile(ring, (1, length))[:, : length * (2 * length - 1)]
-        return ops.reshape(unrolled, (-1, length, 2 * length - 1))[:, :, :length]
+        step = abs(2 * length - 1)  # an empty row has no distances, and no negative step
+        unrolled = ops.tile(ring, (1, length))[:, : length * step]
+        return ops.reshape(unrolled, (self.num_heads, length, step))[:, :, :length]
 
     def get_config(self):
         return super().get_config() | {"num_heads": self.num_heads, "max_distance": self.max_distance}
