@@ -17,8 +17,9 @@ def batch():
 
 
 def make(loss=None) -> TwoTower:
+    keras.utils.set_random_seed(0)
     model = TwoTower(ItemTower(11, 8), SequenceTower(6, num_blocks=1, hidden_dim=9, dropout_rate=0.1))
-    model.compile("adam", loss=loss or FullSoftmax(), jit_compile=True)
+    model.compile(keras.optimizers.Adam(0.01), loss=loss or FullSoftmax(), jit_compile=True)
     return model
 
 
