@@ -112,7 +112,8 @@ class Servable:
             answer = self._functions[signature_name](**tensors)
         except tf.errors.OpError as error:
             raise RequestError("INVALID_ARGUMENT", _reason(error)) from error
-        return {name: value.numpy() for name, value in answer.items() if not outputs or name in outputs}
+        # by name: a signature's own order differs from process to process
+        return {name: value.numpy() for name, value in sorted(answer.items()) if not outputs or name in outputs}
 
     def signature(self, signature_name: str) -> meta_graph_pb2.SignatureDef:
         """The definition of a signature."""
