@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from tfrec.losses import LOGITS_BYTES
+from tfrec.losses import LOGITS_BYTES, SMALLEST_BLOCK
 from tfrec.prepared import PreparedData
 from tfrec.training import Config, compile_model, preset
 
@@ -95,7 +95,7 @@ def main(folder: str) -> None:
         logits = (rows, heads, r, head), (rows, heads, head, c)
         mix, to_key = ((rows, heads, r, c), (rows, heads, c, head)), ((rows, heads, c, r), (rows, heads, r, head))
         parts.add(f"attention, {r} x {c}, and its gradients", 2 * config.num_blocks, logits, mix, to_key)
-    block = max(128, LOGITS_BYTES // (4 * items))
+    block = max(SMALLEST_BLOCK, LOGITS_BYTES // (4 * items))
     softmax = ((items, width), (width, block)), ((width, items), (items, block)), ((items, block), (block, width))
     parts.add(f"softmax over {items} items", -(-positions // block), *softmax)
     reached = parts.flops / parts.seconds

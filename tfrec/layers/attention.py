@@ -33,6 +33,12 @@ def visible(is_real, end, rows: tuple, columns: tuple):
     return ops.expand_dims(is_allowed, 1)
 
 
+def _logits(query, key, bias):
+    """Dot products of queries and keys, plus `bias` where there is one: float32 `(batch, heads, rows, columns)`."""
+    logits = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), "float32")
+    return logits if bias is None else logits + ops.cast(bias, "float32")
+
+
 def attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
     """Values weighted by the softmax of the scaled dot products of queries and keys.
 
@@ -47,11 +53,7 @@ def attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
     Returns:
         Float tensor, shape and dtype of `query`; logits and sums are float32 whatever that is.
     """
-    logits = ops.matmul(query * query.shape[-1] ** -0.5, ops.transpose(key, (0, 1, 3, 2)))  # B H R C
-    logits = ops.cast(logits, "float32")
-    if bias is not None:
-        logits = logits + ops.cast(bias, "float32")
-    logits = ops.where(is_allowed, logits, MASKED)
+    logits = ops.where(is_allowed, _logits(query * query.shape[-1] ** -0.5, key, bias), MASKED)  # B H R C
     powers = ops.exp(logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True)))
     total = ops.sum(powers, axis=-1, keepdims=True)
     mixed = ops.matmul(ops.cast(keep(powers), value.dtype), value)
@@ -60,10 +62,7 @@ def attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
 
 def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
     """As `attend`, with SiLU in place of the softmax: what is attended to adds up, no position competes with another."""
-    logits = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), "float32")  # B H R C
-    if bias is not None:
-        logits = logits + ops.cast(bias, "float32")
-    weights = ops.where(is_allowed, ops.silu(logits), 0)
+    weights = ops.where(is_allowed, ops.silu(_logits(query, key, bias)), 0)  # B H R C
     return ops.matmul(ops.cast(keep(weights), value.dtype), value)
 
 
@@ -146,6 +145,11 @@ def attend_in_window(query, key, value, is_real, end=None, bias=None, window=1, 
     return ops.reshape(out, (-1, heads, num_blocks * window, head_dim))[:, :, :length]
 
 
+def attend_to_history(window: int | None):
+    """`attend_in_window` of that many positions; without a window, `attend_causally`."""
+    return functools.partial(attend_in_window, window=window) if window else attend_causally
+
+
 def split_heads(x, num_heads: int):
     """`(batch, length, num_heads * head_dim)` to `(batch, num_heads, length, head_dim)`."""
     _, length, width = ops.shape(x)
@@ -212,7 +216,7 @@ class CausalSelfAttention(keras.layers.Layer):
         query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)), num=3, axis=0)  # B H L D/H each
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        mix = functools.partial(attend_in_window, window=self.window) if self.window else attend_causally
+        mix = attend_to_history(self.window)
         out = mix(query, key, value, is_real, end, bias, keep=lambda w: self.dropout(w, training=training))
         return ops.where(ops.expand_dims(is_real, -1), self.project_out(merge_heads(out)), 0)
 

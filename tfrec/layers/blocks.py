@@ -6,15 +6,12 @@ each history ends, and what is added to the logits of attention (see `CausalSelf
 
 from __future__ import annotations
 
-import functools
-
 import keras
 from keras import ops
 
 from tfrec.layers.attention import (
     CausalSelfAttention,
-    attend_causally,
-    attend_in_window,
+    attend_to_history,
     merge_heads,
     pointwise_attend,
     split_heads,
@@ -177,7 +174,7 @@ class HSTUBlock(keras.layers.Layer):
         value, query, key = (split_heads(h, self.num_heads) for h in heads)
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        mix = functools.partial(attend_in_window, window=self.window) if self.window else attend_causally
+        mix = attend_to_history(self.window)
         attended = merge_heads(mix(query, key, value, is_real, end, bias, attend=pointwise_attend))
         out = self.project_out(self.attended_norm(attended / self.max_length) * gate)
         return x + self.dropout(ops.where(ops.expand_dims(is_real, -1), out, 0), training=training)
