@@ -77,6 +77,47 @@ def test_every_training_pair_comes_once_and_nothing_else(split, max_length, wind
     assert len(pairs) == batches.num_positions
 
 
+def test_cropping_cuts_histories_and_loses_no_pair(split):
+    def pairs(**augmentation):
+        batches = PackedBatches.for_training(split, max_length=20, batch_positions=100, seed=3, **augmentation)
+        for number, (inputs, target) in enumerate(batches):
+            real = inputs["is_real"]
+            row = number * batches.rows + np.nonzero(real)[0]
+            yield from zip(inputs["history"][real], target[real], inputs["end"][real], row, strict=True)
+
+    plain, cropped = list(pairs()), list(pairs(crop_rate=1.0))
+    assert [p[:2] for p in plain] == [p[:2] for p in cropped]
+    histories, parts = (len({p[2:] for p in epoch}) for epoch in (plain, cropped))
+    assert histories * 1.5 < parts <= histories * 2
+    assert all(c[2] <= p[2] for c, p in zip(cropped, plain, strict=True))
+
+
+def test_reordering_swaps_neighbours_alone(split):
+    """Each history, with its last target, holds the same items; none has moved by more than one place."""
+
+    def histories(**augmentation):
+        batches = PackedBatches.for_training(split, max_length=20, batch_positions=100, seed=3, **augmentation)
+        for inputs, target in batches:
+            for row in range(len(target)):
+                for end in np.unique(inputs["end"][row][inputs["is_real"][row]]):
+                    here = (inputs["end"][row] == end) & inputs["is_real"][row]
+                    items, targets = inputs["history"][row][here], target[row][here]
+                    assert (items[1:] == targets[:-1]).all()
+                    yield [*items.tolist(), int(targets[-1])]
+
+    plain, swapped = list(histories()), list(histories(reorder_rate=0.5))
+    moved = 0
+    for a, b in zip(plain, swapped, strict=True):
+        i = 0
+        while i < len(a):
+            if a[i] == b[i]:
+                i += 1
+            else:
+                assert a[i : i + 2] == b[i : i + 2][::-1]
+                moved, i = moved + 2, i + 2
+    assert 0.3 < moved / sum(map(len, plain)) < 0.7
+
+
 def test_long_histories_keep_their_newest_pairs(split):
     batches = PackedBatches.for_training(split, max_length=8, batch_positions=64, seed=3)
     for inputs, target in batches:

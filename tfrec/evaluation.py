@@ -96,7 +96,7 @@ def embed(
         max_length=model.sequence_tower.max_length,
         batch_positions=batch_positions,
         has_targets=False,
-        timestamp=timestamp if model.sequence_tower.time_bias else None,
+        timestamp=timestamp if model.sequence_tower.reads_times else None,
     )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
     for members, newest, inputs, _ in batches.with_members():

@@ -43,7 +43,7 @@ CANDIDATES = _ids(None, None, name="candidates")
 ITEM_IDS = _ids(None, name="item_ids")
 K = tf.TensorSpec((None,), tf.int32, "k")
 TIMES = (tf.TensorSpec((None, None), tf.int64, "timestamps"), tf.TensorSpec((None,), tf.int64, "request_time"))
-"""What a model with `time_bias` reads besides the history: when each item was and when the request is, in seconds."""
+"""What a model that reads times has besides the history: when each item was and when the request is, in seconds."""
 DTYPES = {spec.name: spec.dtype for spec in (K, *TIMES)}
 """Of the inputs that are no strings."""
 
@@ -86,7 +86,7 @@ class ServingModel(tf.Module):
             1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm", dtype=tf.float32
         )
 
-        times = TIMES if model.sequence_tower.time_bias else ()
+        times = TIMES if model.sequence_tower.reads_times else ()
         self.serving_default = tf.function(self._serving_default, [HISTORY, *times])
         self.recommend = tf.function(self._recommend, [HISTORY, *times, EXCLUDE, K])
         self.similar_items = tf.function(self._similar_items, [ITEM_IDS, K])
@@ -270,7 +270,7 @@ def _write_warmup(path: Path, data: PreparedData, config: Config, k: int) -> Non
     with tf.io.TFRecordWriter(str(path)) as writer:
         for length in lengths:
             query: dict[str, list] = {"history": [[str(i) for i in np.resize(ids, length)]]}
-            if config.time_bias:
+            if config.reads_times:
                 query |= {"timestamps": [[0] * int(length)], "request_time": [0]}
             item = [str(ids[0])]
             requests: dict[str, dict[str, list]] = {

@@ -65,7 +65,7 @@ class EdgeModel(tf.Module):
         """The concrete function to convert."""
         row = (1, self._max_length)
         inputs = [tf.TensorSpec(row, tf.int32, "history")]
-        if self._model.sequence_tower.time_bias:
+        if self._model.sequence_tower.reads_times:
             inputs += [tf.TensorSpec(row, tf.int64, "timestamps"), tf.TensorSpec((1,), tf.int64, "request_time")]
         return tf.function(self._recommend, inputs).get_concrete_function()
 

@@ -127,6 +127,10 @@ class PackedBatches:
         seed: int, or None to keep one order.
         has_targets: whether the targets, the events one later, are wanted; then the event at `ends[i]` must exist.
         timestamp: None, or int64 `(events,)`, for models that read times; then the event at `ends[i]` must exist.
+        crop_rate: float in [0, 1]: the share of histories that an epoch cuts in two at a random place: the newer items do
+            not see the older ones. Every item is still learned from.
+        reorder_rate: float in [0, 1]: the share of items that an epoch lets change places with the next, where it has not
+            changed places itself.
     """
 
     def __init__(
@@ -140,10 +144,13 @@ class PackedBatches:
         seed: int | None = None,
         has_targets: bool = True,
         timestamp: np.ndarray | None = None,
+        crop_rate: float = 0.0,
+        reorder_rate: float = 0.0,
     ) -> None:
         self.item_index, self.timestamp, self.ends = item_index, timestamp, np.asarray(ends)
         self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
+        self.crop_rate, self.reorder_rate = crop_rate, reorder_rate
         self.num_positions = int(self.lengths.sum())
         """Real positions in an epoch: the work that counts."""
         self._members = np.flatnonzero(self.lengths)  # an empty history takes no place
@@ -166,10 +173,14 @@ class PackedBatches:
         seed: int,
         windows: bool = False,
         has_times: bool = False,
+        crop_rate: float = 0.0,
+        reorder_rate: float = 0.0,
     ) -> PackedBatches:
         """Every position of the training part is an example: it predicts the next item of its user.
 
         A user with more than `max_length` of them gives the newest; with `windows`, as many rows as hold them all.
+        `crop_rate` and `reorder_rate` are two of the augmentations of CL4SRec (Xie et al. 2022), here of histories to learn
+        from, without a contrastive loss; the third, hidden items, is `mask_rate` of the tower.
         """
         starts, ends = split.data.offsets[:-1], split.train_ends - 1
         number = np.maximum(ends - starts, 0)
@@ -184,6 +195,8 @@ class PackedBatches:
             batch_positions=batch_positions,
             seed=seed,
             timestamp=split.data.timestamp if has_times else None,
+            crop_rate=crop_rate,
+            reorder_rate=reorder_rate,
         )
 
     def __len__(self) -> int:
@@ -211,27 +224,38 @@ class PackedBatches:
         for first in range(0, self._num_rows, self.rows):
             here = slice(*np.searchsorted(row, (first, first + self.rows)))
             newest = (row[here] - first) * self.length + end[here] - 1
-            yield members[here], newest, *self._batch(members[here], newest, end[here])
+            yield members[here], newest, *self._batch(members[here], newest, end[here], rng)
 
     def _batch(
-        self, members: np.ndarray, newest: np.ndarray, end: np.ndarray
+        self, members: np.ndarray, newest: np.ndarray, end: np.ndarray, rng: np.random.Generator | None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The inputs and the target of a batch that holds `members` at `newest`."""
         lengths = self.lengths[members]
         back = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(lengths.sum())  # steps from the newest
         place, event = np.repeat(newest, lengths) - back, np.repeat(self.ends[members] - 1, lengths) - back
+        end, item, target = np.repeat(end, lengths), event, event + self.has_targets
+        if rng is not None and self.crop_rate:
+            cut = np.where(rng.random(len(members)) < self.crop_rate, rng.integers(1, lengths + 1), lengths)
+            newer = np.repeat(cut, lengths)  # how many items stand after the cut
+            end = np.where(back < newer, end, end - newer)
+        if rng is not None and self.reorder_rate:
+            swaps = rng.random(len(event)) < self.reorder_rate  # with the next
+            swaps[1:] &= ~swaps[:-1]
+            is_first = back == np.repeat(lengths - 1, lengths)
+            item = event + swaps - (np.roll(swaps, 1) & ~is_first)
+            target = event + np.where(swaps, 0, 1 + (np.roll(swaps, -1) & (back > 0)))
 
         def spread(values, dtype=np.int32):
             flat = np.zeros(self.rows * self.length, dtype)
             flat[place] = values
             return flat.reshape(self.rows, self.length)
 
-        history = spread(self.item_index[event])
-        inputs = {"history": history, "is_real": spread(True, bool), "end": spread(np.repeat(end, lengths))}
+        history = spread(self.item_index[item])
+        inputs = {"history": history, "is_real": spread(True, bool), "end": spread(end)}
         if self.timestamp is not None:
             inputs["timestamps"] = spread(self.timestamp[event], np.int64)
             inputs["request_times"] = spread(self.timestamp[event + 1], np.int64)
-        return inputs, spread(self.item_index[event + 1]) if self.has_targets else history
+        return inputs, spread(self.item_index[target])
 
     def dataset(self) -> tf.data.Dataset:
         """The batches as a `tf.data.Dataset` that prepares the next ones while the model works."""

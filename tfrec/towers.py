@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,17 @@ from keras import ops
 
 from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
-from tfrec.layers.positions import PositionFromNewest, RelativePositionBias, TimeBias, steps_from_newest
+from tfrec.layers.positions import (
+    CalendarEmbedding,
+    PositionFromNewest,
+    RelativePositionBias,
+    TimeBias,
+    steps_from_newest,
+)
+from tfrec.layers.recurrent import CELLS, RecurrentBlock
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
-BLOCKS: dict[str, Any] = {"transformer": TransformerBlock, "gated": GatedBlock, "hstu": HSTUBlock}
+BLOCKS = ("transformer", "gated", "hstu", *CELLS)
 POSITIONS = ("absolute", "relative", "rotary")
 
 
@@ -137,7 +143,7 @@ class SequenceTower(keras.layers.Layer):
 
     Source: SASRec, Kang & McAuley 2018, is `block="transformer"`, `positions=["absolute"]`. Differs from the source: pre-LN
     blocks, positions counted from the newest item. eSASRec is `block="gated"`, HSTU is `block="hstu"`,
-    `positions=["relative"]`.
+    `positions=["relative"]`; NARM is `block="gru"`, `positions=[]`.
 
     Args:
         max_length: int > 0: how much of a history is read (its newest items).
@@ -145,19 +151,22 @@ class SequenceTower(keras.layers.Layer):
         num_heads: int > 0; must divide the width of the item vectors.
         hidden_dim: int > 0: width of the feed-forward layers; four times the width of the item vectors by default.
         dropout_rate: float in [0, 1).
-        block: `"transformer"` (`TransformerBlock`), `"gated"` (`GatedBlock`) or `"hstu"` (`HSTUBlock`, which has no
-            feed-forward layer).
+        block: `"transformer"` (`TransformerBlock`), `"gated"` (`GatedBlock`), `"hstu"` (`HSTUBlock`), or, to compare with,
+            `"gru"` and `"lstm"` (`RecurrentBlock`). The last three have no feed-forward layer.
         positions: how the order of items is known, any of `"absolute"` (`PositionFromNewest`), `"relative"`
             (`RelativePositionBias`) and `"rotary"` (`rotate`).
         attention_window: None, or int > 0: a position sees so many of the newest positions up to itself, at a cost linear in
             the length.
-        time_bias: whether attention knows how long ago each item was (`TimeBias`); then the times are needed.
+        time_bias: whether attention knows how long ago each item was (`TimeBias`).
+        calendar: whether the hour and the weekday of the request are known (`CalendarEmbedding`).
+        attention_dropout_rate: float in [0, 1): of the attention weights; `dropout_rate` by default.
+        mask_rate: float in [0, 1): the share of a history's items that are hidden in training.
         normalize: whether queries have length 1.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
         end: as of `CausalSelfAttention`: for rows that pack several histories.
-        timestamps, request_times: as of `TimeBias`, with `time_bias`.
+        timestamps, request_times: as of `TimeBias`, for a tower that `reads_times`.
     Returns:
         Float tensor, shape of `x`: the query after each position; zeros at padding.
     """
@@ -173,6 +182,9 @@ class SequenceTower(keras.layers.Layer):
         positions: Sequence[str] = ("absolute",),
         attention_window: int | None = None,
         time_bias: bool = False,
+        calendar: bool = False,
+        attention_dropout_rate: float | None = None,
+        mask_rate: float = 0.0,
         normalize: bool = False,
         **kwargs,
     ):
@@ -183,6 +195,8 @@ class SequenceTower(keras.layers.Layer):
             raise ValueError(f"`positions` may hold {', '.join(POSITIONS)}. Received: {', '.join(sorted(unknown))}.")
         if attention_window and time_bias:
             raise ValueError("`time_bias` needs every pair of positions; leave out `attention_window`.")
+        if block in CELLS and (attention_window or "rotary" in positions):
+            raise ValueError(f"`block={block}` has neither an `attention_window` nor rotary positions; leave them out.")
         self.max_length = max_length
         self.num_blocks = num_blocks
         self.num_heads = num_heads
@@ -192,26 +206,20 @@ class SequenceTower(keras.layers.Layer):
         self.positions = list(positions)
         self.attention_window = attention_window
         self.time_bias = time_bias
+        self.calendar = calendar
+        self.attention_dropout_rate = attention_dropout_rate
+        self.mask_rate = mask_rate
         self.normalize = normalize
         own = {"dtype": self.dtype_policy}
+        self.mask = Dropout(mask_rate, whole_vectors=True, **own)
         self.position = PositionFromNewest(max_length, **own) if "absolute" in positions else None
+        self.moment = CalendarEmbedding(**own) if calendar else None
         self.dropout = Dropout(dropout_rate, **own)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
 
     def build(self, input_shape):
-        hidden_dim = self.hidden_dim or 4 * input_shape[-1]
-        size = self.max_length if self.block == "hstu" else hidden_dim
-        own = {"dtype": self.dtype_policy}
-        block = functools.partial(
-            BLOCKS[self.block],
-            self.num_heads,
-            size,
-            self.dropout_rate,
-            rotary="rotary" in self.positions,
-            window=self.attention_window,
-            **own,
-        )
-        self.blocks = [block(name=f"block_{i}") for i in range(self.num_blocks)]
+        own: dict[str, Any] = {"dtype": self.dtype_policy}
+        self.blocks = [self._block(input_shape[-1], name=f"block_{i}", **own) for i in range(self.num_blocks)]
         self.distances: list[Any] = [
             RelativePositionBias(self.num_heads, self.max_length, name=f"distance_{i}", **own)
             for i in range(self.num_blocks if "relative" in self.positions else 0)
@@ -219,10 +227,26 @@ class SequenceTower(keras.layers.Layer):
         self.times: list[Any] = [
             TimeBias(self.num_heads, name=f"time_{i}", **own) for i in range(self.num_blocks if self.time_bias else 0)
         ]
-        for layer in (*([self.position] if self.position else []), *self.blocks, self.norm):
+        for layer in filter(None, (self.position, self.moment, *self.blocks, self.norm)):
             layer.build(input_shape)
         for bias in (*self.distances, *self.times):
             bias.build(None)
+
+    def _block(self, width: int, **own) -> keras.layers.Layer:
+        """A new block for vectors of `width`."""
+        if self.block in CELLS:
+            return RecurrentBlock(self.block, self.dropout_rate, **own)
+        attention: dict[str, Any] = {"rotary": "rotary" in self.positions, "window": self.attention_window}
+        if self.block == "hstu":
+            return HSTUBlock(self.num_heads, self.max_length, self.dropout_rate, **attention, **own)
+        kind = GatedBlock if self.block == "gated" else TransformerBlock
+        attention["attention_dropout_rate"] = self.attention_dropout_rate
+        return kind(self.num_heads, self.hidden_dim or 4 * width, self.dropout_rate, **attention, **own)
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether `timestamps` and `request_times` are needed."""
+        return self.time_bias or self.calendar
 
     def _bias(self, block: int, length, timestamps, request_times):
         """What block number `block` adds to the logits of its attention, or None."""
@@ -240,10 +264,13 @@ class SequenceTower(keras.layers.Layer):
         return bias
 
     def call(self, x, is_real, end=None, timestamps=None, request_times=None, training=None):
-        if self.time_bias and timestamps is None:
-            raise ValueError("`time_bias` needs `timestamps` and `request_times`.")
+        if self.reads_times and timestamps is None:
+            raise ValueError("`time_bias` and `calendar` need `timestamps` and `request_times`.")
+        x = self.mask(x, training=training)
         if self.position:
             x = self.position(x, is_real, end)  # B L D
+        if self.moment:
+            x = self.moment(x, request_times)
         x = self.dropout(x, training=training)
         for i, block in enumerate(self.blocks):
             bias = self._bias(i, ops.shape(x)[1], timestamps, request_times)
@@ -267,6 +294,9 @@ class SequenceTower(keras.layers.Layer):
             "positions": self.positions,
             "attention_window": self.attention_window,
             "time_bias": self.time_bias,
+            "calendar": self.calendar,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "mask_rate": self.mask_rate,
             "normalize": self.normalize,
         }
         return super().get_config() | own

@@ -62,6 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gsasrec": _SASREC | {"width": 128, "loss": "gbce", "num_negatives": 256},
     "esasrec": {"positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
     "hstu": {"block": "hstu", "similarity": "cosine", "temperature": 0.05},
+    "narm": _SASREC | {"width": 64, "block": "gru", "positions": [], "num_blocks": 1},
 }
 """Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
 
@@ -82,7 +83,8 @@ class Config:
         num_heads: of `SequenceTower`; None: a head for each 32 of the width.
         dropout_rate: of `SequenceTower`.
         attention_window: of `SequenceTower`.
-        time_bias: of `SequenceTower`: reads the times of events and of requests.
+        time_bias, calendar: of `SequenceTower`: read the times of events and of requests.
+        attention_dropout_rate, mask_rate: of `SequenceTower`.
         mlp_dims: of `ItemTower`.
         init_stddev: of `ItemTower`: what the item table starts from.
         similarity: of queries and candidates: `dot`, or `cosine`, which wants a `temperature` of about 0.05.
@@ -97,6 +99,7 @@ class Config:
         learning_rate: the highest.
         weight_decay: of AdamW.
         clip_norm: None, or the largest norm of the gradient (without that of a lazy table): longer ones are scaled down.
+        crop_rate, reorder_rate: of `PackedBatches.for_training`: augmentation.
         windows: learn from all of a long history, in windows of `max_length`, not from its newest items alone.
         batch_positions: positions in a batch.
         final_epochs: None; or train on every event, the validation and test targets too, for so many epochs of the same
@@ -122,6 +125,9 @@ class Config:
     positions: tuple[str, ...] = ("relative",)
     attention_window: int | None = None
     time_bias: bool = False
+    calendar: bool = False
+    attention_dropout_rate: float | None = None
+    mask_rate: float = 0.0
     mlp_dims: tuple[int, ...] = ()
     init_stddev: float = 0.02
     similarity: str = "dot"
@@ -136,6 +142,8 @@ class Config:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     clip_norm: float | None = None
+    crop_rate: float = 0.0
+    reorder_rate: float = 0.0
     windows: bool = True
     batch_positions: int | None = None
     final_epochs: int | None = None
@@ -187,6 +195,11 @@ class Config:
                 f"`num_heads` must divide `width`. Received: num_heads={config.num_heads}, width={config.width}."
             )
         return config
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether the model needs `timestamps` and `request_time`."""
+        return self.time_bias or self.calendar
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -276,6 +289,9 @@ def build_model(config: Config, num_items: int) -> TwoTower:
         config.positions,
         config.attention_window,
         config.time_bias,
+        config.calendar,
+        config.attention_dropout_rate,
+        config.mask_rate,
         name="sequence_tower",
         **own,
     )
@@ -300,8 +316,8 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
     config = suited(config, data)
     assert config.epochs is not None
     assert config.batch_positions is not None
-    if config.time_bias and not data.timestamp.any():
-        raise ValueError(f"`time_bias` needs times, and `{config.data}` has none.")
+    if config.reads_times and not data.timestamp.any():
+        raise ValueError(f"`time_bias` and `calendar` need times, and `{config.data}` has none.")
     keras.utils.set_random_seed(config.seed)
     model = build_model(config, data.num_items)
     batches = PackedBatches.for_training(
@@ -310,7 +326,9 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
         batch_positions=config.batch_positions,
         seed=config.seed,
         windows=config.windows,
-        has_times=config.time_bias,
+        crop_rate=config.crop_rate,
+        reorder_rate=config.reorder_rate,
+        has_times=config.reads_times,
     )
     steps = len(batches)
     if not steps:

@@ -21,8 +21,8 @@ class TwoTower(keras.Model):
         sequence_tower: `SequenceTower`.
     Call arguments:
         inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`; where rows
-            pack several histories, also `end`, int32 `(batch, length)`: see `CausalSelfAttention`; with `time_bias`,
-            `timestamps` and `request_times`, int64 `(batch, length)`: see `TimeBias`.
+            pack several histories, also `end`, int32 `(batch, length)`: see `CausalSelfAttention`; for a
+            tower that `reads_times`, `timestamps` and `request_times`, int64 `(batch, length)`: see `TimeBias`.
     Returns:
         Float tensor, shape `(batch, length, width)`: the query after each position.
     """

@@ -7,11 +7,14 @@ import tensorflow as tf
 from keras import ops
 
 from tfrec.layers import (
+    AdditiveAttention,
+    CalendarEmbedding,
     CausalSelfAttention,
     Dropout,
     GatedBlock,
     HSTUBlock,
     PositionFromNewest,
+    RecurrentBlock,
     RelativePositionBias,
     TransformerBlock,
 )
@@ -28,6 +31,9 @@ LAYERS = {
     "windowed attention": (CausalSelfAttention, {"num_heads": 5, "window": 3}),
     "gated": (GatedBlock, {"num_heads": 2, "hidden_dim": 13, "dropout_rate": 0.1}),
     "hstu": (HSTUBlock, {"num_heads": 5, "max_length": 11, "dropout_rate": 0.1, "rotary": True}),
+    "additive attention": (AdditiveAttention, {}),
+    "gru": (RecurrentBlock, {"cell": "gru", "dropout_rate": 0.1}),
+    "lstm": (RecurrentBlock, {"cell": "lstm"}),
     "positions": (PositionFromNewest, {"max_length": 11}),
     "tower": (
         SequenceTower,
@@ -35,8 +41,9 @@ LAYERS = {
     ),
     "relative tower": (
         SequenceTower,
-        {"max_length": 5, "block": "gated", "positions": ["relative"], "normalize": True},
+        {"max_length": 5, "block": "gated", "positions": ["relative"], "normalize": True, "mask_rate": 0.1},
     ),
+    "recurrent tower": (SequenceTower, {"max_length": 11, "block": "gru", "positions": ["relative"]}),
 }
 
 
@@ -266,3 +273,48 @@ def test_item_tower_config_values_and_catalogue():
 def test_an_empty_catalogue_is_refused():
     with pytest.raises(ValueError, match="`num_items` must be at least 1. Received: num_items=0."):
         ItemTower(num_items=0, width=6)
+
+
+def test_additive_attention_by_hand():
+    """One feature, weights of one: the logit of x_i and x_j is tanh(x_i + x_j)."""
+    layer = AdditiveAttention()
+    layer.build((None, None, 1))
+    layer.set_weights([np.ones(w.shape) if w.ndim > 1 else np.zeros(w.shape) for w in layer.get_weights()])
+    x = np.array([[[0.5], [-1.0]]], np.float32)
+    first, second = np.array(layer(x, np.array([[True, True]])))[0, :, 0]
+    a, b = np.exp(np.tanh([-1.0 + 0.5, -1.0 - 1.0]))
+    assert first == pytest.approx(0.5)
+    assert second == pytest.approx((a * 0.5 + b * -1.0) / (a + b), rel=1e-5)
+
+
+def test_a_recurrent_block_remembers_what_came_first(x):
+    layer = RecurrentBlock("gru")
+    one = np.array(layer(x, np.ones((BATCH, LENGTH), bool)))
+    x[:, 0] = x[:, 0, ::-1]
+    assert (np.abs(np.array(layer(x, np.ones((BATCH, LENGTH), bool))) - one)[:, -1] > 1e-5).any(axis=1).all()
+
+
+def test_unknown_cells_and_what_recurrence_lacks_are_refused():
+    with pytest.raises(ValueError, match="`cell` must be one of gru, lstm"):
+        RecurrentBlock("rnn").build((None, None, 4))
+    with pytest.raises(ValueError, match="`block=gru` has neither"):
+        SequenceTower(8, block="gru", attention_window=4)
+
+
+def test_the_calendar_knows_hour_and_weekday():
+    layer = CalendarEmbedding()
+    layer.build((None, None, 2))
+    hours, days = np.arange(24), np.arange(7)
+    layer.set_weights([np.stack([hours, hours * 0], 1), np.stack([days * 0, days], 1)])
+    sunday_evening = 1_700_000_000 + 5 * 86_400 - 3_600  # 2023-11-19 21:13:20 UTC
+    times = np.array([[0, 1, sunday_evening]])
+    moments = np.array(layer(np.zeros((1, 3, 2), np.float32), times))[0]
+    assert moments.tolist() == [[0, 0], [0, 3], [21, 6]]  # unknown; 1970 began on a Thursday
+
+
+def test_hidden_items_are_hidden_whole():
+    dropout = Dropout(0.3, whole_vectors=True)
+    out = np.array(dropout(np.full((40, 50, 3), 2.0, np.float32), training=True))
+    assert set(np.unique(out)) == {0.0, 2.0}
+    assert (out == out[..., :1]).all()
+    assert 0.25 < (out == 0).mean() < 0.35

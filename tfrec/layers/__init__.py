@@ -3,14 +3,18 @@
 from tfrec.layers.attention import CausalSelfAttention
 from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
-from tfrec.layers.positions import PositionFromNewest, RelativePositionBias, TimeBias
+from tfrec.layers.positions import CalendarEmbedding, PositionFromNewest, RelativePositionBias, TimeBias
+from tfrec.layers.recurrent import AdditiveAttention, RecurrentBlock
 
 __all__ = [
+    "AdditiveAttention",
+    "CalendarEmbedding",
     "CausalSelfAttention",
     "Dropout",
     "GatedBlock",
     "HSTUBlock",
     "PositionFromNewest",
+    "RecurrentBlock",
     "RelativePositionBias",
     "TimeBias",
     "TransformerBlock",

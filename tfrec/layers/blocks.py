@@ -30,8 +30,9 @@ class TransformerBlock(keras.layers.Layer):
     Args:
         num_heads: int > 0; must divide the width of the input.
         hidden_dim: int > 0: width of the feed-forward layer.
-        dropout_rate: float in [0, 1): of the attention weights and of what each sublayer adds.
+        dropout_rate: float in [0, 1): of what each sublayer adds.
         rotary, window: of `CausalSelfAttention`.
+        attention_dropout_rate: float in [0, 1): of the attention weights; `dropout_rate` by default.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
@@ -47,6 +48,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout_rate: float = 0.0,
         rotary: bool = False,
         window: int | None = None,
+        attention_dropout_rate: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -55,9 +57,10 @@ class TransformerBlock(keras.layers.Layer):
         self.dropout_rate = dropout_rate
         self.rotary = rotary
         self.window = window
+        self.attention_dropout_rate = dropout_rate if attention_dropout_rate is None else attention_dropout_rate
         own = {"dtype": self.dtype_policy}
         self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
-        self.attention = CausalSelfAttention(num_heads, dropout_rate, rotary, window, **own)
+        self.attention = CausalSelfAttention(num_heads, self.attention_dropout_rate, rotary, window, **own)
         self.feed_norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
         self.feed_in = keras.layers.Dense(hidden_dim, activation="gelu", **own)
         self.dropout = Dropout(dropout_rate, **own)
@@ -87,6 +90,7 @@ class TransformerBlock(keras.layers.Layer):
             "dropout_rate": self.dropout_rate,
             "rotary": self.rotary,
             "window": self.window,
+            "attention_dropout_rate": self.attention_dropout_rate,
         }
 
 

@@ -37,14 +37,16 @@ class Dropout(keras.layers.Layer):
 
     Args:
         rate: float in [0, 1): the share that is dropped.
+        whole_vectors: drop vectors along the last axis as a whole, and leave the others as they are.
         seed: int or None.
     """
 
-    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+    def __init__(self, rate: float, whole_vectors: bool = False, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
             raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}.")
         self.rate = rate
+        self.whole_vectors = whole_vectors
         self.seed = seed
         if rate:
             self.seed_generator = keras.random.SeedGenerator(seed)
@@ -54,10 +56,12 @@ class Dropout(keras.layers.Layer):
         if not (training and self.rate):
             return x
         seed = ops.cast(self.seed_generator.next(), "uint32")
+        if self.whole_vectors:
+            return ops.where(random_keep((*ops.shape(x)[:-1], 1), 1 - self.rate, seed), x, 0)
         return ops.where(random_keep(ops.shape(x), 1 - self.rate, seed), x / (1 - self.rate), 0)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return super().get_config() | {"rate": self.rate, "seed": self.seed}
+        return super().get_config() | {"rate": self.rate, "whole_vectors": self.whole_vectors, "seed": self.seed}

@@ -165,3 +165,35 @@ class TimeBias(keras.layers.Layer):
 
     def get_config(self):
         return super().get_config() | {"num_heads": self.num_heads, "num_buckets": self.num_buckets}
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class CalendarEmbedding(keras.layers.Layer):
+    """Learned vectors for the hour of the day and the weekday at which the item after each position is asked for.
+
+    Hours and days are those of UTC; Monday is 0. An unknown time adds nothing.
+    Source: the time features of two-tower rankers (Covington et al. 2016, section 3.3, the age of an example). Differs from
+    the source: what repeats by day and week, learned as embeddings; starts at zero.
+
+    Call arguments:
+        x: float tensor, shape `(batch, length, width)`.
+        request_times: int64 tensor, shape `(batch, length)`: seconds since 1970; 0 = unknown.
+    Returns:
+        `x` plus the two vectors.
+    """
+
+    def build(self, input_shape):
+        self.hours = self.add_weight(shape=(24, input_shape[-1]), initializer="zeros", name="hours")
+        self.weekdays = self.add_weight(shape=(7, input_shape[-1]), initializer="zeros", name="weekdays")
+
+    def call(self, x, request_times):
+        second = ops.cast(
+            ops.mod(request_times, 7 * 86_400), "int32"
+        )  # of a week that begins on a Thursday, as 1970 did
+        moment = ops.take(self.hours, ops.mod(ops.floor_divide(second, 3600), 24), axis=0)
+        moment += ops.take(self.weekdays, ops.mod(ops.floor_divide(second, 86_400) + 3, 7), axis=0)
+        is_known = ops.expand_dims(request_times > 0, -1)
+        return x + ops.where(is_known, ops.cast(moment, x.dtype), 0)
+
+    def compute_output_shape(self, input_shape, *_, **__):
+        return input_shape
