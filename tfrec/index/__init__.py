@@ -1,45 +1,107 @@
 """Top-k retrieval inside a SavedModel: one interface, several kinds.
 
-index.query(queries, k) -> (scores, items)   float32 and int32, (batch, min(k, num_items)), best first
-index.is_exact                               True when nothing better can be missed
-index.custom_ops                             packages whose ops a server needs beyond stock TensorFlow
-index.settings                               how it was built, for the manifest
+index.query(queries, k, excluded, allows) -> (scores, items)   exact scores, `k` of them while the catalogue has them
+index.candidates(queries, number)          the same without exclusions, and without completion
+index.vectors_of(items), index.score_all(queries)
+index.is_exact                             True when nothing better can be missed
+index.custom_ops                           packages whose ops a server needs beyond stock TensorFlow
+index.settings                             how it was built, for the manifest
 """
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
+import tensorflow as tf
 
 from tfrec.index.exact import ExactIndex
+from tfrec.index.partitioned import PartitionedIndex
 
-KINDS = ("exact", "scann")
+KINDS = ("exact", "partitioned", "scann")
+STORAGES = ("float32", "bfloat16", "int8")
+BLOCK = 32
+"""Queries that are ranked exactly at a time, where the truth is wanted."""
 
 
-def build_index(kind: str, vectors: np.ndarray) -> ExactIndex:
-    """Build an index over item vectors.
+def estimate_bytes(kind: str, num_items: int, width: int, storage: str = "float32") -> int:
+    """About how much memory an index takes while it is built, which is more than it keeps; the vectors given not counted."""
+    vectors = 4 * num_items * width
+    kept = vectors * {"float32": 1.0, "bfloat16": 0.5, "int8": 1.25}[storage]
+    if kind == "exact":
+        return int(kept)
+    return int(kept + {"partitioned": vectors + 12 * num_items, "scann": 1.5 * vectors}[kind])
+
+
+def build_index(
+    kind: str,
+    vectors: np.ndarray,
+    *,
+    storage: str = "float32",
+    queries: np.ndarray | None = None,
+    recall: float = 0.99,
+    k: int = 10,
+) -> ExactIndex:
+    """Build an index over item vectors; an approximate one is tuned to a recall.
 
     Args:
         kind: one of `KINDS`.
         vectors: float32 `(num_items, width)`.
+        storage: `"float32"` or `"bfloat16"`; of a partitioned index, also `"int8"`.
+        queries: float32 `(number, width)`, like those to come, to tune an approximate index with; else some of the vectors.
+        recall: in (0, 1]: the share of the exact top `k` that is to be found.
+        k: of `recall`.
     Raises:
-        ValueError: there is no such kind, or a vector is not finite.
+        ValueError: there is no such kind, a vector is not finite, or memory does not suffice.
         ImportError: `scann` is not installed.
     """
     if kind not in KINDS:
         raise ValueError(f"`index` must be one of {', '.join(KINDS)}. Received: {kind!r}.")
-    if not np.isfinite(vectors).all():
+    if storage not in STORAGES:
+        raise ValueError(f"`storage` must be one of {', '.join(STORAGES)}. Received: {storage!r}.")
+    if not 0 < recall <= 1:
+        raise ValueError(f"`recall` must be above 0, and 1 at most. Received: {recall}.")
+    if not len(vectors):
+        raise ValueError("There is no item to build an index over.")
+    for start in range(0, len(vectors), 1 << 16):
+        is_bad = ~np.isfinite(vectors[start : start + (1 << 16)]).all(axis=1)
+        if is_bad.any():
+            raise ValueError(f"Item {start + int(is_bad.argmax())} has a vector with NaN or infinity.")
+    needed = estimate_bytes(kind, len(vectors), vectors.shape[1], storage)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
         raise ValueError(
-            f"Item {int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])} has a vector with NaN or infinity."
+            f"To build a {kind} index over {len(vectors):,} items takes about {needed / 2**30:.1f} GiB of memory, and "
+            f"{free / 2**30:.1f} are free. Use storage bfloat16, or a machine with more."
         )
     if kind == "exact":
-        return ExactIndex(vectors)
-    from tfrec.index.scann import ScannIndex
+        return ExactIndex(vectors, storage)
+    index: PartitionedIndex
+    if kind == "partitioned":
+        index = PartitionedIndex(vectors, storage)
+    else:
+        from tfrec.index.scann import ScannIndex
 
-    return ScannIndex(vectors)
+        index = ScannIndex(vectors, storage)  # type: ignore[assignment]
+    if queries is None:
+        rng = np.random.default_rng(0)
+        queries = vectors[rng.choice(len(vectors), min(len(vectors), 1000), replace=False)]
+    if len(queries):
+        index.tune(queries, exact_top(index, queries, k), recall)
+    return index
+
+
+def exact_top(index: ExactIndex, queries: np.ndarray, k: int = 10) -> np.ndarray:
+    """The exact top `k` of an index's items: int32 `(len(queries), min(k, num_items))`."""
+    rank = tf.function(lambda q: tf.math.top_k(index.score_all(q), min(k, index.num_items))[1], reduce_retracing=True)
+    blocks = (queries[i : i + BLOCK] for i in range(0, len(queries), BLOCK))
+    return np.concatenate([rank(tf.constant(block)).numpy() for block in blocks])
 
 
 def recall(index: ExactIndex, queries: np.ndarray, k: int = 10) -> float:
-    """Share of the exact top `k` that `index` finds, averaged over `queries`."""
-    exact = np.asarray(ExactIndex(index.vectors.numpy()).query(queries, k)[1])
-    found = np.asarray(index.query(queries, k)[1])
-    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(exact, found, strict=True)]))
+    """Share of the exact top `k` that `index` finds, averaged over `queries`; 1 for none."""
+    if not len(queries):
+        return 1.0
+    best = exact_top(index, queries, k)
+    found = tf.function(lambda q: index.query(q, best.shape[1])[1])(tf.constant(queries)).numpy()
+    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(best, found, strict=True)]))

@@ -1,36 +1,127 @@
-"""The exact index: one matrix product and a top-k, in stock ops."""
+"""The exact index, and what all indexes share: exclusions, filters, and `k` results while the catalogue has them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+SPARE = 1000
+"""How many more candidates than asked for are looked at where a filter may take some out."""
+STORAGES = ("float32", "bfloat16")
+
+Allows = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""`allows(items, rows)`: which items, int32 `(R, C)`, the requests of the batch numbered `rows`, `(R,)`, let through."""
+
+
+def is_in(items, excluded):
+    """Whether each of `items`, int32 `(B, C)`, is in its row of `excluded`, int32 `(B, X)`: bool `(B, C)`.
+
+    A sorted row is searched in O(log X) for each item, without a `(C, X)` table.
+    """
+    excluded = tf.concat([tf.sort(excluded, axis=1), tf.fill((tf.shape(excluded)[0], 1), tf.int32.max)], axis=1)
+    return tf.equal(tf.gather(excluded, tf.searchsorted(excluded, items), batch_dims=1), items)
+
 
 class ExactIndex(tf.Module):
-    """Ranks every item by its dot product with the query.
+    """Ranks every item by its dot product with the query: one matrix product and a top-k, in stock ops.
 
     Args:
         vectors: float32 `(num_items, width)`.
+        storage: `"float32"`; or `"bfloat16"`: half the memory, and scores of the rounded vectors.
     """
 
     kind = "exact"
     is_exact = True
     custom_ops: tuple[str, ...] = ()
 
-    def __init__(self, vectors: np.ndarray) -> None:
+    def __init__(self, vectors: np.ndarray, storage: str = "float32") -> None:
         super().__init__(name=f"{self.kind}_index")
-        self.vectors = tf.Variable(vectors, trainable=False, name="vectors", dtype=tf.float32)
-        self.settings: dict[str, Any] = {}
+        if storage not in STORAGES:
+            raise ValueError(
+                f"`storage` of an {self.kind} index is one of {', '.join(STORAGES)}. Received: {storage!r}."
+            )
+        self.vectors = tf.Variable(vectors, trainable=False, name="vectors", dtype=storage)
+        self.storage = storage
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was built."""
+        return {"storage": self.storage}
 
     @property
     def num_items(self) -> int:
         return self.vectors.shape[0]
 
-    def query(self, queries: tf.Tensor, k: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
-        """`(scores, items)`, float32 and int32, shape `(batch, min(k, num_items))`, best first; ties by item number."""
-        return self._rank_all(queries, tf.minimum(k, self.num_items))
+    def vectors_of(self, items: tf.Tensor) -> tf.Tensor:
+        """The vectors of items: float32 `(*items.shape, width)`."""
+        return tf.cast(tf.gather(self.vectors, items), tf.float32)
 
-    def _rank_all(self, queries, k):
-        return tf.math.top_k(tf.linalg.matmul(queries, self.vectors, transpose_b=True), k)
+    def score_all(self, queries: tf.Tensor) -> tf.Tensor:
+        """The dot products of each query with every item: float32 `(batch, num_items)`."""
+        vectors = tf.cast(self.vectors, tf.float32)  # bfloat16 products are slow on a CPU
+        return tf.linalg.matmul(queries, vectors, transpose_b=True)
+
+    def candidates(self, queries: tf.Tensor, number: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
+        """About the `number` best items: `(scores, items)`, float32 and int32 `(batch, number)`, best first.
+
+        Where an approximate index finds fewer, the score is -inf.
+        """
+        return tf.math.top_k(self.score_all(queries), number)
+
+    def query(
+        self, queries: tf.Tensor, k: tf.Tensor | int, excluded: tf.Tensor | None = None, allows: Allows | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The `k` best items that are neither excluded nor filtered out.
+
+        Scores are exact. A row for which too few candidates are left is answered by an exact pass over the items that are
+        allowed to it: `k` results come back while the catalogue has them.
+
+        Args:
+            queries: float32 `(batch, width)`.
+            k: int or int32 scalar.
+            excluded: None, or int32 `(batch, X)`: items that are not to come back; below 0: no item.
+            allows: None, or the filter.
+        Returns:
+            `(scores, items)`: float32 and int32, `(batch, min(k, num_items))`, best first; -inf where no item is left.
+        """
+        k = tf.minimum(k, self.num_items)
+        number = k
+        if excluded is not None:
+            number += tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(excluded >= 0, tf.int32), axis=1)), 0)
+        number = tf.minimum(number if allows is None else number + SPARE, self.num_items)
+        scores, items = self.candidates(queries, number)
+        if excluded is not None:
+            scores = tf.where(is_in(items, excluded), -np.inf, scores)
+        if allows is not None:
+            scores = tf.where(allows(items, tf.range(tf.shape(items)[0])), scores, -np.inf)
+        if excluded is not None or allows is not None:
+            scores, kept = tf.math.top_k(scores, k)
+            items = tf.gather(items, kept, batch_dims=1)
+        if self.is_exact and allows is None:
+            return scores, items
+        short = tf.where(tf.logical_and(tf.reduce_any(tf.math.is_inf(scores), axis=1), number < self.num_items))
+
+        def complete():
+            rank = lambda row: self._rank_allowed(queries, k, row, excluded, allows)  # noqa: E731
+            better = tf.map_fn(rank, tf.cast(short[:, 0], tf.int32), fn_output_signature=(tf.float32, tf.int32))
+            return (
+                tf.tensor_scatter_nd_update(scores, short, better[0]),
+                tf.tensor_scatter_nd_update(items, short, better[1]),
+            )
+
+        return tf.cond(tf.size(short) > 0, complete, lambda: (scores, items))
+
+    def _rank_allowed(self, queries, k, row, excluded, allows):
+        """The `k` best of the items that are allowed to one row, by an exact pass over these alone."""
+        items = tf.expand_dims(tf.range(self.num_items), 0)
+        is_allowed = tf.ones_like(items, tf.bool) if allows is None else allows(items, tf.expand_dims(row, 0))
+        if excluded is not None:
+            is_allowed = tf.logical_and(is_allowed, ~is_in(items, tf.expand_dims(excluded[row], 0)))
+        items = tf.boolean_mask(items, is_allowed)
+        scores = tf.linalg.matvec(self.vectors_of(items), queries[row])
+        missing = tf.maximum(k - tf.size(items), 0)
+        scores, kept = tf.math.top_k(tf.pad(scores, [[0, missing]], constant_values=-np.inf), k)
+        return scores, tf.gather(tf.pad(items, [[0, missing]]), kept)

@@ -6,6 +6,8 @@ reordered candidates at query time, and fills rows that come up short with item 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -15,56 +17,102 @@ BRUTE_FORCE_ITEMS = 1_000
 """Below this many items there is nothing to quantise."""
 FLAT_ITEMS = 200_000
 """Up to this many items all are scored, quantised; above, only those of the nearest leaves of a tree."""
-REORDERED = 500
-"""At least this many of the best by quantised scores get exact ones."""
+LEAVES = 2.0
+"""Leaves of the tree for each square root of the number of items."""
+REORDER = (100, 200, 350, 500, 1000, 2000, 4000)
+"""How many of the best by quantised scores may get exact ones: `tune` chooses."""
 
 
 class ScannIndex(ExactIndex):
     """Ranks items by quantised dot products, then the best of them again by exact ones.
 
-    What comes back always has exact scores. When the searched leaves hold fewer than `k` items, an exact pass over all items
-    answers instead, so that `k` results come back while the catalogue has them.
+    What comes back always has exact scores.
+
+    Args:
+        vectors: float32 `(num_items, width)`.
+        storage: `"float32"`: ScaNN keeps its own codes beside the vectors.
+        threshold: of anisotropic quantization: how much more an error along a vector counts than one across it.
     """
 
     kind = "scann"
     is_exact = False
     custom_ops = ("Scann",)
 
-    def __init__(self, vectors: np.ndarray) -> None:
+    def __init__(self, vectors: np.ndarray, storage: str = "float32", threshold: float = 0.2) -> None:
         try:
             from scann.scann_ops.py import scann_ops
         except ImportError as error:
             raise ImportError(
                 "The `scann` index needs the package scann (Linux only): pip install scann==1.4.2. "
-                "Or choose `--index exact`."
+                "Or choose `--index partitioned`."
             ) from error
+        if storage != "float32":
+            raise ValueError(f"A scann index keeps float32 vectors beside its codes. Received: storage={storage!r}.")
         super().__init__(vectors)
         builder = scann_ops.builder(vectors, 10, "dot_product")
-        if self.num_items < BRUTE_FORCE_ITEMS:
-            self.settings = {"scoring": "brute force"}
-            builder = builder.score_brute_force()
+        self.is_quantised, self.threshold = self.num_items >= BRUTE_FORCE_ITEMS, threshold
+        self.reordered = REORDER[3]
+        self.leaves = round(LEAVES * self.num_items**0.5) if self.num_items > FLAT_ITEMS else 0
+        self.probes = max(1, self.leaves // 10)
+        if self.leaves:
+            builder = builder.tree(self.leaves, self.probes, training_sample_size=min(self.num_items, 250_000))
+        if self.is_quantised:
+            builder = builder.score_ah(2, anisotropic_quantization_threshold=threshold).reorder(self.reordered)
         else:
-            self.settings = {
-                "scoring": "anisotropic hashing",
-                "dimensions_per_block": 2,
-                "anisotropic_quantization_threshold": 0.2,
-                "reorder": f"max({REORDERED}, 4 k)",
-            }
-            if self.num_items > FLAT_ITEMS:
-                leaves = int(self.num_items**0.5)
-                self.settings |= {"leaves": leaves, "leaves_to_search": leaves // 7}
-                builder = builder.tree(leaves, leaves // 7, training_sample_size=min(self.num_items, 250_000))
-            builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDERED)
+            builder = builder.score_brute_force()
         self._searcher = builder.build().serialize_to_module()
         self._scann_ops = scann_ops
 
-    def query(self, queries: tf.Tensor, k: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
-        k = tf.minimum(k, self.num_items)
+    @property
+    def settings(self) -> dict[str, Any]:
+        if not self.is_quantised:
+            return super().settings | {"scoring": "brute force"}
+        leaves = {"leaves": self.leaves, "leaves_to_search": self.probes} if self.leaves else {}
+        scoring = {"scoring": "anisotropic hashing", "dimensions_per_block": 2, "threshold": self.threshold}
+        return super().settings | scoring | leaves | {"reorder": f"max({self.reordered}, 2 k)"}
+
+    def candidates(self, queries: tf.Tensor, number: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
         searcher = self._scann_ops.searcher_from_module(self._searcher)
-        candidates = tf.minimum(tf.maximum(REORDERED, 4 * k), self.num_items)
-        items, scores = searcher.search_batched(queries, final_num_neighbors=k, pre_reorder_num_neighbors=candidates)
-        items.set_shape((None, None))
-        scores.set_shape((None, None))
+        reordered = tf.minimum(tf.maximum(self.reordered, 2 * number), self.num_items)
+        # as many more leaves as are reordered more than was tuned for
+        probes = -1 if not self.leaves else tf.minimum(self.probes * reordered // self.reordered, self.leaves)
+        arguments = {
+            "final_num_neighbors": number, "pre_reorder_num_neighbors": reordered, "leaves_to_search": probes
+        }  # fmt: skip
+        items, scores = tf.cond(
+            tf.shape(queries)[0] > 1,
+            lambda: searcher.search_batched_parallel(queries, **arguments),
+            lambda: searcher.search_batched(queries, **arguments),
+        )
         # rows that come up short are filled with NaN, or the whole answer is narrower
-        is_complete = tf.logical_and(tf.shape(scores)[1] >= k, tf.reduce_all(tf.math.is_finite(scores)))
-        return tf.cond(is_complete, lambda: (scores, items), lambda: tuple(self._rank_all(queries, k)))
+        missing = [[0, 0], [0, tf.maximum(number - tf.shape(scores)[1], 0)]]
+        scores = tf.pad(tf.where(tf.math.is_finite(scores), scores, -np.inf), missing, constant_values=-np.inf)
+        items = tf.pad(items, missing)
+        scores.set_shape((None, None))
+        items.set_shape((None, None))
+        return scores, items
+
+    def tune(self, queries: np.ndarray, best: np.ndarray, recall: float) -> None:
+        """Choose the cheapest reordering and search of leaves that reach a recall, by measuring.
+
+        Args, as of `PartitionedIndex.tune`. First the reordering, with many leaves; then the leaves.
+        """
+
+        def reached() -> bool:
+            search = tf.function(lambda q: self.candidates(q, best.shape[1])[1], reduce_retracing=True)
+            found = search(tf.constant(queries)).numpy()
+            hits = sum(len(np.intersect1d(a, b)) for a, b in zip(best, found, strict=True))
+            return hits >= recall * best.size
+
+        if not self.is_quantised:
+            return
+        self.probes = max(1, self.leaves // 3)
+        for self.reordered in REORDER:
+            if self.reordered >= self.num_items or reached():
+                break
+        if self.leaves:
+            low, high = 1, self.probes  # the fewest leaves that reach it lie in low..high
+            while high - low > max(1, high // 20):
+                self.probes = (low + high) // 2
+                low, high = (low, self.probes) if reached() else (self.probes, high)
+            self.probes = high
