@@ -15,9 +15,10 @@ ROWS = [
     {"version", "vocabulary", "progress"},
     {"prepared", "layers"},
     {"interactions", "splits", "baselines", "losses", "towers", "tfrs_task"},
-    {"datasets", "sequences", "two_tower", "index"},
+    {"datasets", "sequences", "two_tower", "index", "filters", "check"},
     {"evaluation", "lazy_table"},
     {"training"},
+    {"catalogue"},
     {"export", "lite"},
     {"cli", "demo"},
 ]

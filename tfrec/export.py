@@ -2,7 +2,7 @@
 
 EXPORT/<version>/saved_model.pb, variables/     what TensorFlow Serving loads
 EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, where it came from
-EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people
+EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people; items added since training
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import tensorflow as tf
 
 import tfrec
+from tfrec.catalogue import change_catalogue
+from tfrec.check import WARMUP, check
 from tfrec.evaluation import embed_histories
-from tfrec.index import ExactIndex, build_index, recall
+from tfrec.filters import ItemFilter, build_filter
+from tfrec.index import ExactIndex, build_index
+from tfrec.index import recall as measure_recall
+from tfrec.index.exact import is_in
 from tfrec.prepared import ITEMS, PreparedData
 from tfrec.sequences import prepare_inputs
 from tfrec.splits import LeaveLastOut
@@ -29,6 +36,7 @@ from tfrec.two_tower import TwoTower
 from tfrec.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
 
 MANIFEST = "tfrec_manifest.json"
+ADDED = "added_items.parquet"
 RECALL_QUERIES = 1000
 WARMUP_REQUESTS = 4
 
@@ -39,6 +47,8 @@ def _ids(*shape, name: str) -> tf.TensorSpec:
 
 HISTORY = _ids(None, None, name="history")
 EXCLUDE = _ids(None, None, name="exclude")
+ALLOW = _ids(None, None, name="allow")
+DENY = _ids(None, None, name="deny")
 CANDIDATES = _ids(None, None, name="candidates")
 ITEM_IDS = _ids(None, name="item_ids")
 K = tf.TensorSpec((None,), tf.int32, "k")
@@ -49,7 +59,7 @@ DTYPES = {spec.name: spec.dtype for spec in (K, *TIMES)}
 
 
 class ServingModel(tf.Module):
-    """The served model: vocabulary, towers, index and the rules of the contract, as six signatures.
+    """The served model: vocabulary, towers, index and the rules of the contract, as six signatures; a seventh with a filter.
 
     Ids that the vocabulary lacks are dropped before attention. What the history or `exclude` holds is not recommended. A
     history with nothing known gets the popular items, scored by their share of the events. Rows shorter than the answer is
@@ -62,16 +72,24 @@ class ServingModel(tf.Module):
         item_counts: ints `(num_items,)`: how often each item occurs: what "popular" means.
         index: over `model.item_tower.catalogue()`.
         k: how many `serving_default` recommends.
+        item_filter: None, or what `recommend_filtered` filters by: `recommend` with `allow` and `deny`.
     """
 
     def __init__(
-        self, model: TwoTower, vocabulary: Vocabulary, item_counts: Sequence[int], index: ExactIndex, k: int = 10
+        self,
+        model: TwoTower,
+        vocabulary: Vocabulary,
+        item_counts: Sequence[int],
+        index: ExactIndex,
+        k: int = 10,
+        item_filter: ItemFilter | None = None,
     ):
         super().__init__(name="tfrec")
         self._model = model
         self._variables = [v.value for v in model.variables]  # what a tf.Module can track of Keras 3
         self.index = index
         self.k = k
+        self._filter = item_filter
         self._item_ids = tf.Variable(vocabulary.item_ids, dtype=tf.string, trainable=False, name="item_ids")
         keys = tf.constant(["", *vocabulary.item_ids])
         values = tf.constant([PAD_INDEX, *range(FIRST_ITEM_INDEX, FIRST_ITEM_INDEX + len(vocabulary))], tf.int32)
@@ -81,7 +99,7 @@ class ServingModel(tf.Module):
         share = (counts / max(counts.sum(), 1)).astype(np.float32)
         self._share = tf.Variable(share, trainable=False, name="share")
         self._popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
-        norm = np.linalg.norm(index.vectors.numpy(), axis=1)
+        norm = np.linalg.norm(model.item_tower.catalogue(), axis=1)
         self._inverse_norm = tf.Variable(
             1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm", dtype=tf.float32
         )
@@ -89,6 +107,9 @@ class ServingModel(tf.Module):
         times = TIMES if model.sequence_tower.reads_times else ()
         self.serving_default = tf.function(self._serving_default, [HISTORY, *times])
         self.recommend = tf.function(self._recommend, [HISTORY, *times, EXCLUDE, K])
+        if item_filter:
+            filtered = [HISTORY, *times, EXCLUDE, K, ALLOW, DENY]
+            self.recommend_filtered = tf.function(self._recommend_filtered, filtered)
         self.similar_items = tf.function(self._similar_items, [ITEM_IDS, K])
         self.score = tf.function(self._score, [HISTORY, *times, CANDIDATES])
         self.embed_history = tf.function(self._embed_history, [HISTORY, *times])
@@ -97,24 +118,31 @@ class ServingModel(tf.Module):
     @property
     def signatures(self) -> dict[str, Any]:
         """The functions to save, by signature name."""
-        names = ("serving_default", "recommend", "similar_items", "score", "embed_history", "embed_items")
+        filtered = ("recommend_filtered",) if self._filter else ()
+        names = ("serving_default", "recommend", *filtered, "similar_items", "score", "embed_history", "embed_items")
         return {name: getattr(self, name) for name in names}
 
     def _serving_default(self, history, *times):
         exclude = tf.zeros((tf.shape(history)[0], 0), tf.string)
         return self._rank(history, times, exclude, tf.fill((tf.shape(history)[0],), self.k), self.k)
 
-    def _recommend(self, history, *others):
+    def _recommend(self, history, *others, allows=None):
         *times, exclude, k = others
-        return self._rank(history, times, exclude, k, tf.reduce_max(tf.concat([k, [0]], 0)))
+        return self._rank(history, times, exclude, k, tf.reduce_max(tf.concat([k, [0]], 0)), allows)
+
+    def _recommend_filtered(self, history, *others):
+        *plain, allow, deny = others
+        item_filter: Any = self._filter
+        allows = lambda items, rows: item_filter.allows(items, tf.gather(allow, rows), tf.gather(deny, rows))  # noqa: E731
+        return self._recommend(history, *plain, allows=allows)
 
     def _similar_items(self, item_ids, k):
         """The items with the highest cosine to each; always exact. An unknown item has none."""
         item = self._item_index.lookup(item_ids) - FIRST_ITEM_INDEX  # B
         is_known = item >= 0
         own = tf.maximum(item, 0)
-        vectors = tf.gather(self.index.vectors, own) * tf.expand_dims(tf.gather(self._inverse_norm, own), 1)
-        scores = tf.linalg.matmul(vectors, self.index.vectors, transpose_b=True) * self._inverse_norm  # B N
+        vectors = self.index.vectors_of(own) * tf.expand_dims(tf.gather(self._inverse_norm, own), 1)
+        scores = self.index.score_all(vectors) * self._inverse_norm  # B N
         is_self = tf.equal(tf.range(self.index.num_items)[tf.newaxis], tf.expand_dims(own, 1))
         scores = tf.where(tf.logical_or(is_self, tf.expand_dims(~is_known, 1)), -np.inf, scores)
         width = tf.minimum(tf.reduce_max(tf.concat([k, [0]], 0)), self.index.num_items)
@@ -126,7 +154,7 @@ class ServingModel(tf.Module):
         query, is_cold = self._query(self._item_index.lookup(history), times)
         item = self._item_index.lookup(candidates) - FIRST_ITEM_INDEX  # B C
         own = tf.maximum(item, 0)
-        dots = tf.einsum("bd,bcd->bc", query, tf.gather(self.index.vectors, own))
+        dots = tf.einsum("bd,bcd->bc", query, self.index.vectors_of(own))
         scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share, own), dots)
         return {"scores": tf.where(item >= 0, scores, -np.inf)}
 
@@ -135,7 +163,7 @@ class ServingModel(tf.Module):
 
     def _embed_items(self, item_ids):
         item = self._item_index.lookup(item_ids) - FIRST_ITEM_INDEX
-        vectors = tf.gather(self.index.vectors, tf.maximum(item, 0))
+        vectors = self.index.vectors_of(tf.maximum(item, 0))
         return {"embedding": tf.where(tf.expand_dims(item >= 0, 1), vectors, 0.0)}
 
     def _query(self, item_index, times):
@@ -143,25 +171,30 @@ class ServingModel(tf.Module):
         inputs = prepare_inputs(item_index, self._model.sequence_tower.max_length, *times)
         return self._model.embed_history(inputs), ~tf.reduce_any(inputs["is_real"], axis=1)
 
-    def _rank(self, history, times, exclude, k, width):
-        """Rank enough items that `width` are left after the history and `exclude` are taken out."""
+    def _rank(self, history, times, exclude, k, width, allows=None):
+        """The best `width` for each row; for a row with nothing known, the most popular."""
         history = self._item_index.lookup(history)
         query, is_cold = self._query(history, times)
-        excluded = (
-            tf.concat([history, self._item_index.lookup(exclude)], axis=1) - FIRST_ITEM_INDEX
-        )  # B X, below 0: not an item
-        num_excluded = tf.reduce_max(tf.reduce_sum(tf.cast(excluded >= 0, tf.int32), axis=1))
         width = tf.minimum(width, self.index.num_items)
-        needed = tf.minimum(width + tf.maximum(num_excluded, 0), self.index.num_items)
-        scores, items = self.index.query(query, needed)  # B needed
-        popular = self._popular[:needed]
-        items = tf.where(tf.expand_dims(is_cold, 1), popular, items)
-        scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share, popular), scores)
-        # a sorted row is searched in O(log X) for each item, without a (needed, X) table
-        excluded = tf.concat([tf.sort(excluded, axis=1), tf.fill((tf.shape(excluded)[0], 1), tf.int32.max)], axis=1)
-        is_excluded = tf.equal(tf.gather(excluded, tf.searchsorted(excluded, items), batch_dims=1), items)
-        scores, kept = tf.math.top_k(tf.where(is_excluded, -np.inf, scores), width)
-        return self._answer(scores, tf.gather(items, kept, batch_dims=1), k)
+        # B X, below 0: not an item
+        excluded = tf.concat([history, self._item_index.lookup(exclude)], axis=1) - FIRST_ITEM_INDEX
+        scores, items = self.index.query(query, width, excluded, allows)
+        cold = tf.where(is_cold)
+
+        def with_popular():
+            number = self.index.num_items if allows else tf.minimum(width + tf.shape(excluded)[1], self.index.num_items)
+            rows = tf.cast(cold[:, 0], tf.int32)
+            popular = tf.tile(tf.expand_dims(self._popular[:number], 0), (tf.size(rows), 1))
+            is_given = ~is_in(popular, tf.gather(excluded, rows))
+            if allows:
+                is_given = tf.logical_and(is_given, allows(popular, rows))
+            share, kept = tf.math.top_k(tf.where(is_given, tf.gather(self._share, popular), -np.inf), width)
+            popular = tf.gather(popular, kept, batch_dims=1)
+            put = tf.tensor_scatter_nd_update
+            return put(scores, cold, share), put(items, cold, popular)
+
+        scores, items = tf.cond(tf.size(cold) > 0, with_popular, lambda: (scores, items))
+        return self._answer(scores, items, k)
 
     def _answer(self, scores, items, k):
         """Ids and scores, best first; beyond row `b`'s own `k[b]`, and where nothing is left, `""` and `-inf`."""
@@ -173,30 +206,56 @@ class ServingModel(tf.Module):
         }
 
 
-def build_serving_model(run: Run, index: str = "scann", k: int = 10) -> ServingModel:
-    """The served model of a run, in memory."""
+def build_serving_model(
+    run: Run,
+    index: str = "scann",
+    k: int = 10,
+    *,
+    storage: str = "float32",
+    recall: float = 0.99,
+    queries: np.ndarray | None = None,
+    filters: Sequence[str] = (),
+) -> ServingModel:
+    """The served model of a run, in memory. The arguments are those of `export` and of `build_index`."""
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: {k}.")
     vectors = np.asarray(run.model.item_tower.catalogue())
-    return ServingModel(run.model, run.vocabulary, run.items["num_events"], build_index(index, vectors), k)
+    built = build_index(index, vectors, storage=storage, queries=queries, recall=recall, k=k)
+    item_filter = build_filter(filters, run.items)
+    return ServingModel(run.model, run.vocabulary, run.items["num_events"], built, k, item_filter)
 
 
-def export(run: Run | str | os.PathLike, out: str | os.PathLike, *, index: str = "scann", k: int = 10) -> Path:
+def export(
+    run: Run | str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    index: str = "scann",
+    k: int = 10,
+    storage: str = "float32",
+    recall: float = 0.99,
+    filters: Sequence[str] = (),
+    add_items: pa.Table | None = None,
+    remove_items: Sequence[str] = (),
+) -> Path:
     """Write the next version folder of an export.
 
     Args:
         run: a run or its folder.
         out: the export folder: the `model_base_path` of a model server.
-        index: `"exact"` or `"scann"`.
+        index: `"exact"`, `"partitioned"` or `"scann"`.
         k: how many `serving_default` recommends.
+        storage, recall: of `build_index`.
+        filters: columns of `items.parquet` that `recommend_filtered` filters by: see `ItemFilter`.
+        add_items, remove_items: as of `change_catalogue`.
     Returns:
-        The version folder. It is written aside and renamed: a server that watches `out` never sees half of one.
+        The version folder. It is written aside, checked and renamed: a server that watches `out` never sees half of one.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     data = run.data()
-    serving = build_serving_model(run, index, k)
     split = LeaveLastOut(data)
-    queries = embed_histories(run.model, split, "test")[:RECALL_QUERIES]
+    tuning, held_out = (embed_histories(run.model, split, part)[:RECALL_QUERIES] for part in ("validation", "test"))
+    run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
+    serving = build_serving_model(run, index, k, storage=storage, recall=recall, queries=tuning, filters=filters)
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -206,9 +265,11 @@ def export(run: Run | str | os.PathLike, out: str | os.PathLike, *, index: str =
         options = tf.saved_model.SaveOptions(namespace_whitelist=list(serving.index.custom_ops))
         signatures = serving.signatures
         tf.saved_model.save(serving, aside, signatures=signatures, options=options)
-        (aside / "assets.extra").mkdir()
-        shutil.copy(run.folder / ITEMS, aside / "assets.extra" / ITEMS)
-        _write_warmup(aside / "assets.extra" / "tf_serving_warmup_requests", data, run.config, k)
+        (aside / WARMUP).parent.mkdir()
+        pyarrow.parquet.write_table(pa.table(run.items), aside / "assets.extra" / ITEMS)
+        if add_items is not None:
+            pyarrow.parquet.write_table(add_items, aside / "assets.extra" / ADDED)
+        _write_warmup(aside / WARMUP, data, run.config, k, filters)
         manifest = {
             "tfrec_version": tfrec.__version__,
             "tensorflow_version": tf.__version__,
@@ -219,10 +280,15 @@ def export(run: Run | str | os.PathLike, out: str | os.PathLike, *, index: str =
                 "kind": index,
                 "is_exact": serving.index.is_exact,
                 "settings": serving.index.settings,
-                "recall@10": recall(serving.index, queries),
-                "recall_queries": len(queries),
+                "recall_asked": recall,
+                "recall@10": measure_recall(serving.index, held_out),
+                "recall_queries": len(held_out),
             },
+            "filters": list(filters),
+            "k": k,
             "num_items": len(run.vocabulary),
+            "num_added_items": 0 if add_items is None else len(add_items),
+            "removed_items": list(remove_items),
             "max_length": run.config.max_length,
             "run": str(run.folder.resolve()),
             "data": run.config.data,
@@ -230,10 +296,49 @@ def export(run: Run | str | os.PathLike, out: str | os.PathLike, *, index: str =
             "metrics": run.metrics,
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        check(aside)
         version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
         return aside.rename(out / str(version))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def refresh(
+    folder: str | os.PathLike,
+    *,
+    add_items: pa.Table | None = None,
+    remove_items: Sequence[str] = (),
+    run: Run | str | os.PathLike | None = None,
+) -> Path:
+    """Write the next version of an export, with items added or removed since its newest one, and all else as it was.
+
+    Args:
+        folder: the export folder.
+        add_items, remove_items: as of `change_catalogue`.
+        run: the run it came from, where that has moved.
+    """
+    newest = latest_version(folder)
+    manifest = json.loads((newest / MANIFEST).read_text(encoding="utf-8"))
+    before = newest / "assets.extra" / ADDED
+    added = [pyarrow.parquet.read_table(before)] if before.is_file() else []
+    added += [] if add_items is None else [add_items]
+    table = pa.concat_tables(added, promote_options="permissive") if added else None
+    gone = set(remove_items)
+    if table is not None:  # what was added and is removed again was never there
+        is_kept = [i not in gone for i in table["item_id"].to_pylist()]
+        gone -= set(table["item_id"].to_pylist())
+        table = table.filter(pa.array(is_kept))
+    return export(
+        manifest["run"] if run is None else run,
+        newest.parent,
+        index=manifest["index"]["kind"],
+        k=manifest["k"],
+        storage=manifest["index"]["settings"]["storage"],
+        recall=manifest["index"]["recall_asked"],
+        filters=manifest["filters"],
+        add_items=table,
+        remove_items=[*manifest["removed_items"], *sorted(gone)],
+    )
 
 
 def describe_signature(function) -> dict[str, dict[str, list]]:
@@ -261,7 +366,7 @@ def latest_version(folder: str | os.PathLike) -> Path:
     return max(versions, key=lambda p: int(p.name))
 
 
-def _write_warmup(path: Path, data: PreparedData, config: Config, k: int) -> None:
+def _write_warmup(path: Path, data: PreparedData, config: Config, k: int, filters: Sequence[str]) -> None:
     """Requests that TF Serving replays when it loads the model: each signature, with histories as long as real ones."""
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
@@ -281,6 +386,8 @@ def _write_warmup(path: Path, data: PreparedData, config: Config, k: int) -> Non
                 "embed_history": query,
                 "embed_items": {"item_ids": item},
             }
+            if filters:
+                requests["recommend_filtered"] = requests["recommend"] | {"allow": [[""]], "deny": [[""]]}
             for signature, inputs in requests.items():
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(name="default", signature_name=signature),

@@ -188,7 +188,7 @@ def _read_log(con: duckdb.DuckDBPyConnection, log: Log, report: Report) -> pa.Ta
             read = _jsonl_rows(log, path, report) if format == "jsonl" else _sequence_rows(log, path)
             _insert_rows(con, number, read)
     report.notes = list(dict.fromkeys(report.notes))
-    return None if log.items is None else _read_items(con, Path(log.items))
+    return None if log.items is None else read_items(log.items, con)
 
 
 def _choose_columns(log: Log, path: Path, names: Sequence[str], report: Report) -> dict[str, str | None]:
@@ -363,10 +363,16 @@ def _sequence_rows(log: Log, path: Path) -> Iterator[Row]:
             yield number, user, item, None
 
 
-def _read_items(con, path: Path) -> pa.Table:
-    """Item properties: a table of strings with `item_id`, perhaps `title`, and what else the file holds."""
+def read_items(path: str | os.PathLike, con: duckdb.DuckDBPyConnection | None = None) -> pa.Table:
+    """A file of items, with their properties: `item_id`, perhaps `title`, and what else it holds.
+
+    Args:
+        path: CSV, TSV (every column text), Parquet or JSON lines.
+        con: None, or the connection to read it with.
+    """
+    con, path = con or duckdb.connect(), Path(path)
     if not path.is_file():
-        raise ValueError(f"`{path}` (--items) does not exist or is not a file.")
+        raise ValueError(f"`{path}` does not exist or is not a file.")
     format = FORMATS.get(path.suffix.lower())
     if format in ("csv", "tsv"):
         delimiter, names = _dialect(Log([]), path, format)
@@ -377,19 +383,18 @@ def _read_items(con, path: Path) -> pa.Table:
         relation = "read_parquet($path)" if format == "parquet" else "read_json($path, format = 'newline_delimited')"
         values = {"path": str(path)}
     else:
-        raise ValueError(f"`{path}` (--items) must end in .csv, .tsv, .parquet or .jsonl.")
+        raise ValueError(f"`{path}` must end in .csv, .tsv, .parquet or .jsonl.")
     try:
         table = con.sql(f"SELECT * FROM {relation}", params=values).to_arrow_table()
     except duckdb.Error as error:
-        raise ValueError(f"`{path}` (--items) cannot be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"`{path}` cannot be read: {str(error).splitlines()[0]}") from None
     lower = {name.lower(): name for name in reversed(table.column_names)}
     renamed = {}
     for role, wanted in (("item", "item_id"), ("title", "title")):
         name = next((lower[n] for n in (*COMMON_NAMES[role], *(["id"] if role == "item" else [])) if n in lower), None)
         if name is None and role == "item":
             raise ValueError(
-                f"`{path}` (--items) has no item id. Its columns: {', '.join(table.column_names)}. "
-                f"Call one of them item_id."
+                f"`{path}` has no item id. Its columns: {', '.join(table.column_names)}. Call one of them item_id."
             )
         if name is not None:
             renamed[name] = wanted

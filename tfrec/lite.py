@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.evaluation import recommend
-from tfrec.index import ExactIndex
+from tfrec.index import build_index
 from tfrec.sequences import prepare_inputs
 from tfrec.splits import LeaveLastOut
 from tfrec.training import Run
@@ -50,15 +50,17 @@ class LiteReport:
 class EdgeModel(tf.Module):
     """History in, recommendations out, by item index. A tf.Module, so that the converter finds the Keras 3 weights."""
 
-    def __init__(self, run: Run, k: int) -> None:
+    def __init__(self, run: Run, k: int, index: str = "exact") -> None:
         super().__init__(name="tfrec_edge")
         self._model = run.model
         self._variables = [v.value for v in run.model.variables]
-        self._index = ExactIndex(np.asarray(run.model.item_tower.catalogue()))
+        self._index = build_index(index, np.asarray(run.model.item_tower.catalogue()))
         self._max_length = run.config.max_length
         self._k = min(k, self._index.num_items)
         counts = np.asarray(run.items["num_events"], np.float32)
-        self._share = tf.constant(counts / max(counts.sum(), 1))
+        popular = np.argsort(-counts, kind="stable")[np.newaxis]
+        self._share = tf.constant(counts[popular] / max(counts.sum(), 1))
+        self._popular = tf.constant(popular[:, : self._k + self._max_length].astype(np.int32))
 
     @property
     def function(self):
@@ -73,28 +75,32 @@ class EdgeModel(tf.Module):
         inputs = prepare_inputs(history, self._max_length, *times)
         prepared, is_real = inputs["history"], inputs["is_real"]
         query = self._model.embed_history(inputs)
-        scores = tf.linalg.matmul(query, self._index.vectors, transpose_b=True)  # 1 N
-        scores = tf.where(tf.reduce_any(is_real), scores, self._share)
         # enough that k are left when the history is taken out
-        scores, items = tf.math.top_k(scores, min(self._k + self._max_length, self._index.num_items))
+        number = min(self._k + self._max_length, self._index.num_items)
+        scores, items = self._index.candidates(query, number)  # 1 number
+        is_warm = tf.reduce_any(is_real)
+        scores, items = tf.where(is_warm, scores, self._share[:, :number]), tf.where(is_warm, items, self._popular)
         is_seen = tf.equal(tf.expand_dims(items + FIRST_ITEM_INDEX, 2), tf.expand_dims(prepared, 1))
         scores, kept = tf.math.top_k(tf.where(tf.reduce_any(is_seen, axis=2), -np.inf, scores), self._k)
         items = tf.gather(items, kept, batch_dims=1)
         return {"items": tf.where(scores > -np.inf, items + FIRST_ITEM_INDEX, PAD_INDEX), "scores": scores}
 
 
-def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 10) -> LiteReport:
+def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 10, index: str = "exact") -> LiteReport:
     """Convert a run to a `.tflite` file with `vocabulary.json` beside it, and compare it with Keras.
 
     Args:
         run: a run or its folder.
         out: the file to write.
         k: how many items it recommends.
+        index: `"exact"` or `"partitioned"`.
     """
+    if index not in ("exact", "partitioned"):
+        raise ValueError(f"LiteRT runs an exact or a partitioned index. Received: index={index!r}.")
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
     data = run.data()  # before the work, so that a moved folder fails first
-    edge = EdgeModel(run, k)
+    edge = EdgeModel(run, k, index)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the converter announces its own move to another package
         converter = tf.lite.TFLiteConverter.from_concrete_functions([edge.function], edge)

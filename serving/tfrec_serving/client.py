@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the protos import TensorFlow, which greets on standard error
@@ -72,15 +72,23 @@ class Client:
         exclude: Sequence[str] = (),
         timestamps: Sequence[int] | None = None,
         request_time: int | None = None,
+        allow: Mapping[str, Sequence[str]] | None = None,
+        deny: Mapping[str, Sequence[str]] | None = None,
     ) -> list[Recommendation]:
         """The `k` best items after `history` (item ids, oldest first); nothing of the history or of `exclude`.
+
+        Where the export has a filter, `allow={"genres": ["Comedy"]}` asks for items with one of the values of each attribute
+        named, `deny` for items with none of them.
 
         A model that reads times also takes when each item was, and when this is asked (now, by default), in seconds since
         1970. So do `score` and `embed_history`.
         """
         query = _query(history, timestamps, request_time)
-        answer = self.predict("recommend", **query, exclude=_ids([exclude]), k=_int32([k]))
-        return _recommendations(answer)
+        query |= {"exclude": _ids([exclude]), "k": _int32([k])}
+        if not (allow or deny):
+            return _recommendations(self.predict("recommend", **query))
+        wanted = {"allow": _values(allow or {}), "deny": _values(deny or {})}
+        return _recommendations(self.predict("recommend_filtered", **query, **wanted))
 
     def similar_items(self, item_id: str, k: int = 10) -> list[Recommendation]:
         """The `k` items most similar to one; none for an unknown item."""
@@ -142,6 +150,11 @@ class Client:
 def _ids(values: Sequence) -> np.ndarray:
     """Ids as an array of UTF-8 strings; an empty row stays a row: `[[]]` has shape (1, 0)."""
     return np.array(np.char.encode(np.array(values, dtype=np.str_), "utf-8"), dtype=object)
+
+
+def _values(wanted: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """`{"genres": ["Comedy"]}` as a request names it: `genres=Comedy`."""
+    return _ids([[f"{name}={value}" for name, values in wanted.items() for value in values]])
 
 
 def _query(history: Sequence[str], timestamps: Sequence[int] | None, request_time: int | None) -> dict[str, np.ndarray]:
