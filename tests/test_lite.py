@@ -62,3 +62,13 @@ def test_k_beyond_the_catalogue(run, tmp_path, data):
     assert len(items) == 200
     assert (items == 0).sum() == num_seen
     assert not set(items.tolist()) & set(data.history(0).tolist())
+
+
+def test_a_partitioned_index_runs_at_the_edge(run, report, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfrec.index.partitioned.LEAVES", 12.0)  # leaves enough that only some are visited
+    edge = to_litert(run, tmp_path / "model.tflite", index="partitioned", k=3)
+    names = {op["op_name"] for op in load(edge.path)._get_ops_details()}
+    assert not {name for name in names if name.startswith("Flex") or name == "CUSTOM"}
+    assert edge.same_items > 0.9
+    with pytest.raises(ValueError, match="LiteRT runs an exact or a partitioned index"):
+        to_litert(run, tmp_path / "model.tflite", index="scann")
