@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint bench-training bench-scale bench-quality clean
+.PHONY: demo test lint bench-training bench-scale bench-quality bench-index clean
 
 demo: .venv/ready
 	tfrec demo --out demo
@@ -37,10 +37,13 @@ bench-scale: .venv/ready
 bench-quality: .venv/ready
 	python benchmarks/quality.py build/quality
 
+bench-index: .venv/ready .venv-peers/index/ready
+	python benchmarks/index/compare.py build/index --peers .venv-peers/index/bin/python
+
 build/movielens-1m: | .venv/ready
 	tfrec prepare movielens-1m --out $@
 
-.venv-peers/%/ready: benchmarks/training/requirements-%.txt
+.venv-peers/%/ready: benchmarks/requirements-%.txt
 	$(PYTHON) -m venv .venv-peers/$*
 	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@

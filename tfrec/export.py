@@ -8,6 +8,7 @@ EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet,
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import os
 import shutil
@@ -39,6 +40,8 @@ MANIFEST = "tfrec_manifest.json"
 ADDED = "added_items.parquet"
 RECALL_QUERIES = 1000
 WARMUP_REQUESTS = 4
+BLOCK = 1 << 16
+"""Items whose vectors are measured at a time."""
 
 
 def _ids(*shape, name: str) -> tf.TensorSpec:
@@ -85,9 +88,13 @@ class ServingModel(tf.Module):
         item_filter: ItemFilter | None = None,
     ):
         super().__init__(name="tfrec")
-        self._model = model
-        self._variables = [v.value for v in model.variables]  # what a tf.Module can track of Keras 3
         self.index = index
+        # where candidates are the rows of the item table, histories read them too: a large table is stored once
+        tower = model.item_tower
+        self._is_shared = index.storage != "bfloat16" and not (tower.mlp_dims or tower.normalize)
+        owned = model.sequence_tower.variables if self._is_shared else model.variables
+        self._variables = [v.value for v in owned]  # what a tf.Module can track of Keras 3
+        self._towers = lambda: model  # behind a function, or it would be tracked, and every variable stored twice
         self.k = k
         self._filter = item_filter
         self._item_ids = tf.Variable(vocabulary.item_ids, dtype=tf.string, trainable=False, name="item_ids")
@@ -99,10 +106,9 @@ class ServingModel(tf.Module):
         share = (counts / max(counts.sum(), 1)).astype(np.float32)
         self._share = tf.Variable(share, trainable=False, name="share")
         self._popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
-        norm = np.linalg.norm(model.item_tower.catalogue(), axis=1)
-        self._inverse_norm = tf.Variable(
-            1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm", dtype=tf.float32
-        )
+        numbers = np.array_split(np.arange(index.num_items, dtype=np.int32), -(-index.num_items // BLOCK))
+        norm = np.concatenate([tf.norm(index.vectors_of(block), axis=1).numpy() for block in numbers])
+        self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm")
 
         times = TIMES if model.sequence_tower.reads_times else ()
         self.serving_default = tf.function(self._serving_default, [HISTORY, *times])
@@ -168,8 +174,12 @@ class ServingModel(tf.Module):
 
     def _query(self, item_index, times):
         """`(query, is_cold)`: float32 `(B, D)`, and bool `(B,)`: True where nothing of the history is known."""
-        inputs = prepare_inputs(item_index, self._model.sequence_tower.max_length, *times)
-        return self._model.embed_history(inputs), ~tf.reduce_any(inputs["is_real"], axis=1)
+        model = self._towers()
+        inputs = prepare_inputs(item_index, model.sequence_tower.max_length, *times)
+        vectors = (
+            self.index.vectors_of(tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)) if self._is_shared else None
+        )
+        return model.embed_history(inputs, vectors), ~tf.reduce_any(inputs["is_real"], axis=1)
 
     def _rank(self, history, times, exclude, k, width, allows=None):
         """The best `width` for each row; for a row with nothing known, the most popular."""
@@ -296,6 +306,8 @@ def export(
             "metrics": run.metrics,
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        del serving, signatures
+        gc.collect()  # a large catalogue need not be held twice to be checked
         check(aside)
         version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
         return aside.rename(out / str(version))

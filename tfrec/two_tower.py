@@ -23,6 +23,7 @@ class TwoTower(keras.Model):
         inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`; where rows
             pack several histories, also `end`, int32 `(batch, length)`: see `CausalSelfAttention`; for a
             tower that `reads_times`, `timestamps` and `request_times`, int64 `(batch, length)`: see `TimeBias`.
+        vectors: None, or float tensor `(batch, length, width)`: the item vectors of the history, where they are at hand.
     Returns:
         Float tensor, shape `(batch, length, width)`: the query after each position.
     """
@@ -49,14 +50,14 @@ class TwoTower(keras.Model):
         """Keras's own mean of the loss weighs batches by their rows; ours, by their positions, takes its place."""
         return [m for m in super().metrics if m.name != "loss" or m is self.mean_loss]
 
-    def call(self, inputs, training=None):
-        vectors = self.item_tower(inputs["history"])  # B L D
+    def call(self, inputs, vectors=None, training=None):
+        vectors = self.item_tower(inputs["history"]) if vectors is None else vectors  # B L D
         others = {name: value for name, value in inputs.items() if name != "history"}
         return self.sequence_tower(vectors, **others, training=training)
 
-    def embed_history(self, inputs):
+    def embed_history(self, inputs, vectors=None):
         """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one."""
-        return keras.ops.cast(newest(self(inputs, training=False), inputs["is_real"]), "float32")
+        return keras.ops.cast(newest(self(inputs, vectors, training=False), inputs["is_real"]), "float32")
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         total, count = self.loss(y_pred, y, x["is_real"], self.item_tower)

@@ -20,7 +20,7 @@ from tfrec.index.partitioned import PartitionedIndex
 
 KINDS = ("exact", "partitioned", "scann")
 STORAGES = ("float32", "bfloat16", "int8")
-BLOCK = 32
+BLOCK = 8
 """Queries that are ranked exactly at a time, where the truth is wanted."""
 
 

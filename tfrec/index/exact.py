@@ -37,13 +37,13 @@ class ExactIndex(tf.Module):
     is_exact = True
     custom_ops: tuple[str, ...] = ()
 
-    def __init__(self, vectors: np.ndarray, storage: str = "float32") -> None:
+    def __init__(self, vectors: np.ndarray | tf.Tensor, storage: str = "float32") -> None:
         super().__init__(name=f"{self.kind}_index")
         if storage not in STORAGES:
             raise ValueError(
                 f"`storage` of an {self.kind} index is one of {', '.join(STORAGES)}. Received: {storage!r}."
             )
-        self.vectors = tf.Variable(vectors, trainable=False, name="vectors", dtype=storage)
+        self.vectors = tf.Variable(tf.cast(vectors, storage), trainable=False, name="vectors")
         self.storage = storage
 
     @property

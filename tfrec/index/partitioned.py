@@ -21,7 +21,7 @@ LARGEST_LEAF = 1.5
 SAMPLE = 64
 """Items for each leaf that k-means learns from."""
 ITERATIONS = 10
-BLOCK = 1 << 14
+BLOCK = 1 << 12
 """Items compared with the centres at a time."""
 RESCORED = 4
 """How many times as many candidates as asked for get exact scores after a scan of int8 codes."""
@@ -113,7 +113,7 @@ class PartitionedIndex(ExactIndex):
         means *= (longest / np.maximum(np.linalg.norm(means, axis=1), 1e-12))[:, None]
         order = np.concatenate(leaves).astype(np.int32)
 
-        super().__init__(vectors[order], "bfloat16" if storage == "bfloat16" else "float32")
+        super().__init__(tf.gather(vectors, order), "bfloat16" if storage == "bfloat16" else "float32")
         sizes = np.array([len(rows) for rows in leaves], np.int32)
         self.largest_leaf, self.probes = int(sizes.max()), min(probes, len(leaves))
         variable = lambda values, name: tf.Variable(values, trainable=False, name=name)  # noqa: E731
