@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 DATA = ["movielens-1m", "movielens-100k", "amazon-beauty"]
-PRESETS = ["default", "large", "sasrec", "gsasrec", "esasrec", "hstu"]
+PRESETS = ["default", "large", "sasrec", "gsasrec", "esasrec", "hstu", "narm"]
 
 
 def call(*arguments: str | Path) -> None:

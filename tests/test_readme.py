@@ -19,6 +19,8 @@ SMALL = {
     "train data --out run": "train data --out run --epochs 1",
     '"50,181,172"': '"item-50,item-181"',
     '"50", "181", "172"': '"item-50"',
+    "50|181": "item-50|item-181",
+    "genres=Comedy": "'genres=interest 3'",
 }
 
 
@@ -67,7 +69,7 @@ def test_the_example_in_python_runs_and_is_short(tmp_path):
 
 
 def test_the_commands_run(tmp_path):
-    _, path, serve, query = blocks("sh")
+    _, path, serve, query, retrieval = blocks("sh")
     out = shell(small(path), tmp_path)
     assert "NDCG@10" in out
     assert "scann index over 500 items" in out
@@ -80,6 +82,8 @@ def test_the_commands_run(tmp_path):
         assert "Serving `default`" in server.stdout.readline()
         out = shell(small(query), tmp_path)
         assert "Interest" in out  # titles
+        out = shell(small(retrieval), tmp_path)
+        assert "partitioned index over 501 items" in out
         assert '"predictions": [{"item_ids": ["item-' in out
     finally:
         server.terminate()

@@ -306,3 +306,13 @@ def test_users_with_one_event_do_not_disturb(tmp_path):
 def test_a_catalogue_of_one_item_trains(tmp_path):
     run = train(log_of(tmp_path, ["u,a"] * 6), tmp_path / "run")
     assert run.metrics["validation"]["hr@10"] == 0.0  # the only item was seen: nothing is left to recommend
+
+
+def test_the_learning_rate_rises_and_falls(small_config, data):
+    config = dataclasses.replace(small_config, epochs=10, warmup_epochs=2, learning_rate=1e-3, final_rate=0.1)
+    model, batches = compile_model(config, data)
+    rate, steps = model.optimizer._learning_rate, len(batches)
+    assert [round(float(rate(steps * epoch)), 6) for epoch in (0, 1, 2, 6, 10)] == [0, 5e-4, 1e-3, 5.5e-4, 1e-4]
+    one = dataclasses.replace(config, epochs=1, final_rate=1.0)
+    rate = compile_model(one, data)[0].optimizer._learning_rate
+    assert float(rate(0)) == float(rate(steps)) == pytest.approx(1e-3)

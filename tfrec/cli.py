@@ -30,7 +30,7 @@ app = typer.Typer(
 index_app = typer.Typer(no_args_is_help=True, help="Work on the index of an export.")
 app.add_typer(index_app, name="index")
 out = Console()
-PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec or hstu; --set changes what it sets."
+PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec, hstu or narm; --set changes what it sets."
 INDEX_HELP = (
     "Kind of index: `exact` or `partitioned` (approximate), of stock ops; or `scann` (needs a server with ScaNN's ops, such "
     "as `tfrec serve`)."
@@ -392,7 +392,7 @@ def serve(
     """Serve an export as TensorFlow Serving does: gRPC and REST."""
     from tfrec_serving.server import serve as serve_models
 
-    serve_models(export, port, rest_port, model_name, host)
+    serve_models(export, port, host, rest_api_port=rest_port, model_name=model_name)
 
 
 @app.command()
@@ -409,6 +409,10 @@ def recommend(
     request_time: Annotated[
         int | None, typer.Option(help="When this is asked, for such a model; now by default.")
     ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="attribute=value: items that have it, where the export has a filter.")
+    ] = None,
+    deny: Annotated[list[str] | None, typer.Option(help="attribute=value: items that do not have it.")] = None,
     titles: Annotated[
         Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")
     ] = None,
@@ -422,15 +426,16 @@ def recommend(
     ids, excluded = (next(csv.reader([text], skipinitialspace=True), []) for text in (history, exclude))
     folder = Path(source)
     times = [int(t) for t in timestamps.split(",")] if timestamps else None
+    asked = {"allow": _wanted(allow or []), "deny": _wanted(deny or [])}
     if folder.is_dir():
         with (
             Server(folder, 0, model_name=model_name) as server,
             Client(f"127.0.0.1:{server.port}", model_name) as client,
         ):
-            answer = client.recommend(ids, k, excluded, times, request_time)
+            answer = client.recommend(ids, k, excluded, times, request_time, **asked)
     elif ":" in source:
         with Client(source, model_name) as client:
-            answer = client.recommend(ids, k, excluded, times, request_time)
+            answer = client.recommend(ids, k, excluded, times, request_time, **asked)
     else:
         raise ValueError(f"`{source}` is neither host:port nor an export folder.")
     if as_json:
@@ -440,6 +445,17 @@ def recommend(
     if names:
         out.print("After: " + "; ".join(names.get(i, i) for i in ids[-5:]), highlight=False)
     print_recommendations(answer, names)
+
+
+def _wanted(pairs: list[str]) -> dict[str, list[str]]:
+    """`["genres=Comedy", "genres=Drama"]` to `{"genres": ["Comedy", "Drama"]}`."""
+    wanted: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--allow and --deny take attribute=value. Received: {pair!r}.")
+        wanted.setdefault(name, []).append(value)
+    return wanted
 
 
 def find_titles(folder: Path | None) -> dict[str, str]:

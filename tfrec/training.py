@@ -57,7 +57,7 @@ _SASREC = {
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "large": {"width": 192, "num_blocks": 4, "dropout_rate": 0.4},
+    "large": {"num_blocks": 8},
     "sasrec": _SASREC | {"width": 64},
     "gsasrec": _SASREC | {"width": 128, "loss": "gbce", "num_negatives": 256},
     "esasrec": {"positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
@@ -93,10 +93,11 @@ class Config:
         temperature: logits are divided by it.
         label_smoothing: of `FullSoftmax`.
         calibration: of `GBCE`.
-        epochs: at most; the learning rate falls to zero over them along a cosine, after one epoch of warm-up.
+        epochs: at most.
         validate_every: epochs from one validation to the next; the first and the last are always validated.
         patience: epochs without a better validation NDCG@10 after which training stops.
-        learning_rate: the highest.
+        learning_rate: the highest: it rises to it in `warmup_epochs`, then falls along a cosine to `final_rate` times that.
+        warmup_epochs, final_rate: of `learning_rate`; a `final_rate` of 1 keeps it constant.
         weight_decay: of AdamW.
         clip_norm: None, or the largest norm of the gradient (without that of a lazy table): longer ones are scaled down.
         crop_rate, reorder_rate: of `PackedBatches.for_training`: augmentation.
@@ -140,6 +141,8 @@ class Config:
     validate_every: int = 6
     patience: int = 12
     learning_rate: float = 2e-3
+    warmup_epochs: int = 1
+    final_rate: float = 0.0
     weight_decay: float = 0.05
     clip_norm: float | None = None
     crop_rate: float = 0.0
@@ -333,8 +336,13 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
     steps = len(batches)
     if not steps:
         raise ValueError(f"`{config.data}` has no user with 4 events: no pair of items is left to learn from.")
+    warmup = min(config.warmup_epochs, config.epochs - 1)
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps * max(1, config.epochs - 1), warmup_target=config.learning_rate, warmup_steps=steps
+        0.0 if warmup else config.learning_rate,
+        steps * (config.epochs - warmup),
+        alpha=config.final_rate,
+        warmup_target=config.learning_rate if warmup else None,
+        warmup_steps=steps * warmup,
     )
     loss = _build_loss(config, split)
     optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm)

@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,16 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfrec_serving import grpc_services
 from tfrec_serving.grpc_services import MAX_MESSAGE_BYTES
-from tfrec_serving.servable import Models, RequestError, Servable
+from tfrec_serving.predictor import Predictor
+from tfrec_serving.servable import RequestError, Servable
 
-HTTP_STATUS = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 412}
+HTTP_STATUS = {
+    "NOT_FOUND": 404,
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 412,
+    "RESOURCE_EXHAUSTED": 429,
+    "DEADLINE_EXCEEDED": 504,
+}
 
 
 def _bytes(value: Any, name: str) -> Any:
@@ -154,17 +162,25 @@ def _json_value(array: np.ndarray) -> Any:
 
 
 class RestServer:
-    """The REST API, on an event loop in a thread of its own; model calls run in worker threads."""
+    """The REST API, on an event loop in a thread of its own; model calls run in worker threads.
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    Args:
+        predictor: answers.
+        metrics_path: where Prometheus reads, such as `/monitoring/prometheus/metrics`; None: nowhere.
+    """
+
+    def __init__(self, predictor: Predictor, metrics_path: str | None = None) -> None:
+        self.predictor, self.models = predictor, predictor.models
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
         app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[self._errors])
-        for prefix in (r"/v1/models/{name:[^/:]+}", r"/v1/models/{name:[^/:]+}/versions/{version:\d+}"):
+        name = r"/v1/models/{name:[^/:]+}"
+        for prefix in (name, name + r"/versions/{version:\d+}", name + r"/labels/{label:[^/:]+}"):
             app.router.add_get(prefix, self._status)
             app.router.add_get(prefix + "/metadata", self._metadata)
             app.router.add_post(prefix + ":predict", self._predict)
+        if metrics_path is not None:
+            app.router.add_get(metrics_path, self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
 
     def start(self, host: str, port: int) -> int:
@@ -198,23 +214,41 @@ class RestServer:
 
     def _servable(self, request: web.Request) -> Servable:
         version = request.match_info.get("version")
-        return self.models.find(request.match_info["name"], None if version is None else int(version))
+        label = request.match_info.get("label", "")
+        return self.models.find(request.match_info["name"], None if version is None else int(version), label)
 
     async def _predict(self, request: web.Request) -> web.Response:
-        servable = self._servable(request)
-        body = await request.read()
+        begin, code = time.perf_counter(), "OK"
+        try:
+            servable = self._servable(request)
+            body = await request.read()
 
-        def answer() -> str:
-            signature_name, inputs, is_row = parse_request(body, servable)
-            return json.dumps(format_answer(servable.predict(signature_name, inputs), is_row), ensure_ascii=False)
+            def answer() -> str:
+                signature_name, inputs, is_row = parse_request(body, servable)
+                outputs = self.predictor.predict(servable, signature_name, inputs)
+                return json.dumps(format_answer(outputs, is_row), ensure_ascii=False)
 
-        return web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
+            response = web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
+            response.enable_compression()  # where the client asks for it
+            return response
+        except RequestError as error:
+            code = error.code
+            raise
+        finally:
+            self.predictor.count("REST", "Predict", request.match_info["name"], code, begin)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.models.metrics.text(), content_type="text/plain")
 
     async def _metadata(self, request: web.Request) -> web.Response:
         return _proto_response(grpc_services.metadata(self._servable(request)))
 
     async def _status(self, request: web.Request) -> web.Response:
-        return _proto_response(grpc_services.status(self._servable(request)))
+        given = request.match_info.get("version")
+        version = None if given is None else int(given)
+        if "label" in request.match_info:
+            version = self._servable(request).version
+        return _proto_response(self.models.status(request.match_info["name"], version))
 
 
 def _proto_response(message) -> web.Response:

@@ -75,24 +75,31 @@ class Servable:
         """Run a signature.
 
         Args:
-            signature_name: "" means `serving_default`.
+            signature_name: of the model.
             inputs: arrays by name; strings as object arrays of bytes.
             outputs: names to return; none means all.
         Raises:
             RequestError: as TensorFlow Serving answers it.
         """
-        signature_name = signature_name or "serving_default"
-        definition = self.signature(signature_name)
-        _check_names(inputs, definition)
-        outputs = list(outputs)
+        self.check_outputs(signature_name, outputs)
+        answer = self.run(signature_name, self.check(signature_name, inputs))
+        return {name: value for name, value in answer.items() if not outputs or name in outputs}
+
+    def check_outputs(self, signature_name: str, outputs: Iterable[str]) -> None:
+        """Raise `RequestError` where an output filter names what the signature lacks."""
+        known = self.signature(signature_name).outputs
         for alias in outputs:
-            if alias not in definition.outputs:
+            if alias not in known:
                 raise RequestError(
                     "INVALID_ARGUMENT",
                     f"output tensor alias not found in signature: {alias} Outputs "
-                    f"expected to be in the set {{{','.join(sorted(definition.outputs))}}}.",
+                    f"expected to be in the set {{{','.join(sorted(known))}}}.",
                 )
-        tensors = {}
+
+    def check(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inputs, when names, dtypes and shapes are those of the signature; else `RequestError`."""
+        definition = self.signature(signature_name)
+        _check_names(inputs, definition)
         for name, value in inputs.items():
             spec = definition.inputs[name]
             dtype = tf.as_dtype(spec.dtype)
@@ -107,13 +114,16 @@ class Servable:
                     "INVALID_ARGUMENT",
                     f'input "{name}" must have shape {shape} (-1 is any size). Received: {list(value.shape)}.',
                 )
-            tensors[name] = tf.constant(value, dtype)
+        return dict(inputs)
+
+    def run(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a signature on inputs that were checked."""
         try:
-            answer = self._functions[signature_name](**tensors)
+            answer = self._functions[signature_name](**{name: tf.constant(value) for name, value in inputs.items()})
         except tf.errors.OpError as error:
             raise RequestError("INVALID_ARGUMENT", _reason(error)) from error
         # by name: a signature's own order differs from process to process
-        return {name: value.numpy() for name, value in sorted(answer.items()) if not outputs or name in outputs}
+        return {name: answer[name].numpy() for name in sorted(answer)}
 
     def signature(self, signature_name: str) -> meta_graph_pb2.SignatureDef:
         """The definition of a signature."""
@@ -139,34 +149,3 @@ def _check_names(inputs: Mapping[str, np.ndarray], definition: meta_graph_pb2.Si
             f"len({join(sent)}) != len({join(wanted)}). Sent extra: {join(sent - wanted)}. "
             f"Missing but required: {join(wanted - sent)}.",
         )
-
-
-class Models:
-    """The models that a server holds. (One model, its newest version; more come with the model config file.)"""
-
-    def __init__(self, servables: Iterable[Servable]) -> None:
-        self._servables = {servable.name: servable for servable in servables}
-
-    def find(self, name: str, version: int | None = None) -> Servable:
-        """The servable that a model spec asks for.
-
-        Raises:
-            RequestError: NOT_FOUND, in TensorFlow Serving's words.
-        """
-        servable = self._servables.get(name)
-        if servable is None or version not in (None, servable.version):
-            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-            raise RequestError("NOT_FOUND", f"Servable not found for request: {wanted}")
-        return servable
-
-
-def newest_version(base_path: Path) -> Path:
-    """The newest version folder of a model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    versions = [p for p in base_path.iterdir() if p.name.isdigit() and p.is_dir()] if base_path.is_dir() else []
-    if not versions:
-        raise ValueError(f"`{base_path}` has no version folder (a number, with a saved_model.pb in it).")
-    return max(versions, key=lambda path: int(path.name))

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -16,42 +16,87 @@ log = logging.getLogger("tfrec_serving")
 
 
 class Server:
-    """A model served over gRPC and, when asked for, REST.
+    """Models served over gRPC and, when asked for, REST.
 
     Args:
-        model_base_path: the folder with the version folders; the newest is loaded.
+        model_base_path: the folder with the version folders; None with `model_config_file`.
         port: of gRPC; 0 takes a free one.
         rest_api_port: of REST; None leaves it out, 0 takes a free one.
         model_name: how requests call the model.
         host: the address to listen on.
+        model_config_file: a `ModelServerConfig` in text format, for several models, version policies and labels.
+        file_system_poll_wait_seconds: how often folders are looked at for new versions; 0: never.
+        batching_parameters_file: turns batching on; "" takes the defaults.
+        monitoring_config_file: turns the metrics of Prometheus on, over REST.
+        ssl_config_file: key, certificate and CA for gRPC.
+        grpc_max_threads: requests that are answered at a time.
+        max_concurrent_requests: gRPC requests beyond it are refused with RESOURCE_EXHAUSTED; None: all wait.
     Raises:
-        ValueError: there is no version folder, or it cannot be loaded.
+        ValueError: a file cannot be read, or a model has no version that can be loaded.
     """
 
     def __init__(
         self,
-        model_base_path: str | os.PathLike,
+        model_base_path: str | os.PathLike | None = None,
         port: int = 8500,
         rest_api_port: int | None = None,
         model_name: str = "default",
         host: str = "127.0.0.1",
+        *,
+        model_config_file: str | os.PathLike | None = None,
+        file_system_poll_wait_seconds: float = 1.0,
+        batching_parameters_file: str | os.PathLike | None = None,
+        monitoring_config_file: str | os.PathLike | None = None,
+        ssl_config_file: str | os.PathLike | None = None,
+        grpc_max_threads: int = 8,
+        max_concurrent_requests: int | None = None,
     ) -> None:
-        from tfrec_serving import grpc_services
+        from tfrec_serving import config, grpc_services
+        from tfrec_serving.batching import Batcher, BatchingParameters
+        from tfrec_serving.lifecycle import Models
+        from tfrec_serving.predictor import Predictor
         from tfrec_serving.rest import RestServer
-        from tfrec_serving.servable import Models, Servable, newest_version
 
-        models = Models([Servable(model_name, newest_version(Path(model_base_path)))])
-        self._grpc, self.port = grpc_services.start(models, f"{host}:{port}")
-        self._rest = None if rest_api_port is None else RestServer(models)
-        self.rest_api_port = (
-            None if rest_api_port is None or self._rest is None else self._rest.start(host, rest_api_port)
+        if (model_base_path is None) == (model_config_file is None):
+            raise ValueError("Pass either a model base path or a model config file.")
+        models_config = (
+            config.read_models(model_config_file)
+            if model_config_file is not None
+            else config.one_model(model_name, str(model_base_path))
         )
+        ssl_config = None if ssl_config_file is None else config.read_ssl(ssl_config_file)
+        metrics_path = None if monitoring_config_file is None else config.read_monitoring(monitoring_config_file)
+        batching = None
+        if batching_parameters_file is not None:
+            given = str(batching_parameters_file) and config.read_batching(batching_parameters_file)
+            batching = BatchingParameters.from_proto(given) if given else BatchingParameters()
+
+        self.models = Models(models_config, file_system_poll_wait_seconds)
+        if problem := self.models.problem:
+            self.models.stop()
+            raise ValueError(problem)
+        self._batcher = None if batching is None else Batcher(batching, self.models.metrics)
+        predictor = Predictor(self.models, self._batcher)
+        self._grpc, self.port = grpc_services.start(
+            predictor,
+            f"{host}:{port}",
+            ssl_config=ssl_config,
+            num_threads=grpc_max_threads,
+            max_concurrent_requests=max_concurrent_requests,
+        )
+        self._rest, self.rest_api_port = None, None
+        if rest_api_port is not None:
+            self._rest = RestServer(predictor, metrics_path)
+            self.rest_api_port = self._rest.start(host, rest_api_port)
 
     def stop(self) -> None:
         """Let running requests finish, then stop."""
         if self._rest is not None:
             self._rest.stop()
         self._grpc.stop(grace=5).wait()
+        if self._batcher is not None:
+            self._batcher.stop()
+        self.models.stop()
 
     def __enter__(self) -> Server:
         return self
@@ -61,37 +106,51 @@ class Server:
 
 
 def serve(
-    model_base_path: str | os.PathLike,
-    port: int = 8500,
-    rest_api_port: int | None = None,
-    model_name: str = "default",
-    host: str = "127.0.0.1",
+    model_base_path: str | os.PathLike | None = None, port: int = 8500, host: str = "127.0.0.1", **options: Any
 ) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM; the arguments are those of `Server`."""
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with Server(model_base_path, port, rest_api_port, model_name, host) as server:
+    with Server(model_base_path, port, host=host, **options) as server:
         rest = "" if server.rest_api_port is None else f", REST at {host}:{server.rest_api_port}"
-        print(
-            f"Serving `{model_name}` from {model_base_path}: gRPC at {host}:{server.port}{rest}. Ctrl-C stops.",
-            flush=True,
-        )
+        names = ", ".join(f"`{name}`" for name in server.models.names)
+        source = options.get("model_config_file") or model_base_path
+        print(f"Serving {names} from {source}: gRPC at {host}:{server.port}{rest}. Ctrl-C stops.", flush=True)
         stopped.wait()
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return text.lower() in ("true", "1")
 
 
 def main() -> None:
     """`tfrec-model-server`: the flags of `tensorflow_model_server` that it understands."""
     parser = argparse.ArgumentParser("tfrec-model-server", description=__doc__)
-    parser.add_argument("--port", type=int, default=8500, help="port of gRPC")
-    parser.add_argument("--rest_api_port", type=int, default=None, help="port of REST; left out by default")
-    parser.add_argument("--model_name", default="default", help="how requests call the model")
-    parser.add_argument("--model_base_path", required=True, help="folder with the version folders")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
-    given = parser.parse_args()
+    add = parser.add_argument
+    add("--port", type=int, default=8500, help="port of gRPC")
+    add("--rest_api_port", type=int, default=None, help="port of REST; left out by default")
+    add("--model_name", default="default", help="how requests call the model")
+    add("--model_base_path", default=None, help="folder with the version folders")
+    add("--model_config_file", default=None, help="ModelServerConfig in text format, instead of name and path")
+    add("--file_system_poll_wait_seconds", type=float, default=1.0, help="between looks at the folders; 0: never")
+    add("--enable_batching", type=_flag, nargs="?", const=True, default=False, help="answer requests together")
+    add("--batching_parameters_file", default="", help="BatchingParameters in text format; with --enable_batching")
+    add("--monitoring_config_file", default=None, help="MonitoringConfig in text format")
+    add("--ssl_config_file", default=None, help="SSLConfig in text format, for gRPC")
+    add("--grpc_max_threads", type=int, default=8, help="requests that are answered at a time")
+    add("--max_concurrent_requests", type=int, default=None, help="refuse gRPC requests beyond so many (ours)")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (ours)")
+    given = vars(parser.parse_args())
+    if (given["model_base_path"] is None) == (given["model_config_file"] is None):
+        parser.error("pass either --model_base_path or --model_config_file")
+    if not given.pop("enable_batching"):
+        given["batching_parameters_file"] = None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        serve(given.model_base_path, given.port, given.rest_api_port, given.model_name, given.host)
+        serve(**given)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

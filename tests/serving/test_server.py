@@ -260,7 +260,7 @@ def test_rest_status_and_metadata(server):
         (":predict", {"signature_name": "recommend", "instances": [{"k": 1}, {"x": 1}]}, 400, "the same names"),
         (":predict", {"inputs": {"history": [["a"]], "x": [{"y": 1}]}}, 400, "Sent extra: {x}"),
         (":nothing", {}, 404, "Malformed request: POST /v1/models/films:nothing"),
-        ("/versions/7", None, 404, "Servable not found for request: Specific(films, 7)"),
+        ("/versions/7", None, 404, "Could not find version 7 of model films"),
     ],
 )
 def test_rest_errors_are_json_and_name_what_is_wrong(server, path, body, code, message):

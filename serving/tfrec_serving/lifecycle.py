@@ -1,0 +1,242 @@
+"""Which versions of which models are served: folders are watched, versions loaded, swapped in and let go."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from tfrec_serving.config import check_models
+from tfrec_serving.metrics import LOADS, Metrics
+from tfrec_serving.servable import RequestError, Servable
+
+log = logging.getLogger("tfrec_serving")
+State = get_model_status_pb2.ModelVersionStatus.State
+FAILED = 2
+"""`tensorflow.error.Code` of a version that could not be loaded (UNKNOWN), as TensorFlow Serving reports it."""
+
+
+@dataclass
+class Version:
+    """What became of one version.
+
+    Attributes:
+        state: as in `GetModelStatus`.
+        servable: while it is AVAILABLE.
+        error: why it could not be loaded.
+        seen: modification time of its files when it was tried: a version that failed is tried again when they change.
+    """
+
+    state: int = State.START
+    servable: Servable | None = None
+    error: str = ""
+    seen: float = 0.0
+
+
+@dataclass
+class Model:
+    """What a config says of a model, and its versions."""
+
+    config: model_server_config_pb2.ModelConfig
+    versions: dict[int, Version] = field(default_factory=dict)
+
+    @property
+    def available(self) -> dict[int, Servable]:
+        """The servables that answer, by version."""
+        return {n: v.servable for n, v in list(self.versions.items()) if v.servable is not None}
+
+
+def _changed(folder: Path) -> float:
+    """When the files of a version were last written."""
+    return max((path.stat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
+
+
+def wanted_versions(base_path: Path, policy: Any) -> set[int]:
+    """The version folders that a `ServableVersionPolicy` asks for; the newest one by default.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    there = sorted(int(p.name) for p in base_path.iterdir() if p.name.isdigit() and p.is_dir())
+    kind = policy.WhichOneof("policy_choice")
+    if kind == "all":
+        return set(there)
+    if kind == "specific":
+        return set(policy.specific.versions) & set(there)
+    return set(there[-(policy.latest.num_versions or 1) :])
+
+
+class Models:
+    """The models that a server holds, kept in step with their folders.
+
+    A new version is loaded and warmed before the one it replaces is let go; requests under way keep theirs. A version that
+    cannot be loaded is reported, and what was served is served on.
+
+    Args:
+        config: the models.
+        poll_seconds: how often folders are looked at; 0: only when asked (`poll`).
+    """
+
+    def __init__(self, config: model_server_config_pb2.ModelServerConfig, poll_seconds: float = 1.0) -> None:
+        self.metrics = Metrics()
+        self._models: dict[str, Model] = {}
+        self._changing = threading.Lock()
+        self._stopped = threading.Event()
+        self.reload(config)
+        self._watcher = threading.Thread(target=self._watch, args=(poll_seconds,), name="watcher", daemon=True)
+        if poll_seconds:
+            self._watcher.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopped.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+
+    def _watch(self, seconds: float) -> None:
+        while not self._stopped.wait(seconds):
+            self.poll()
+
+    def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
+        """Follow another config: models that it lacks are let go, new ones loaded.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, where the config cannot be followed; FAILED_PRECONDITION, where a label names a
+                version that is not available. Nothing has changed then, but versions loaded in vain.
+        """
+        try:
+            check_models(config)
+        except ValueError as error:
+            raise RequestError("INVALID_ARGUMENT", str(error)) from None
+        wanted = {model.name: model for model in config.model_config_list.config}
+        with self._changing:
+            before = self._models
+            models = {}
+            for name, one in wanted.items():
+                old = before.get(name)
+                is_same = old is not None and old.config.base_path == one.base_path
+                models[name] = Model(one, old.versions if old is not None and is_same else {})
+            for model in models.values():
+                self._load(model)
+            for name, one in wanted.items():
+                for version in one.version_labels.values():
+                    if version not in models[name].available:
+                        raise RequestError(
+                            "FAILED_PRECONDITION",
+                            f"Request to assign label to version {version} of model {name}, which is not currently "
+                            "available for inference",
+                        )
+            self._models = models
+            for model in models.values():
+                self._let_go(model)
+
+    def poll(self) -> None:
+        """Look at the folders once: load what is new, let go what is no longer wanted."""
+        with self._changing:
+            for model in self._models.values():
+                self._load(model)
+                self._let_go(model)
+
+    def _wanted(self, model: Model) -> set[int] | None:
+        try:
+            return wanted_versions(Path(model.config.base_path), model.config.model_version_policy)
+        except OSError as error:
+            log.error("Could not read the folder of %s: %s", model.config.name, error)
+            return None
+
+    def _load(self, model: Model) -> None:
+        """Load the versions that are wanted and not there yet, the oldest first."""
+        for number in sorted(self._wanted(model) or ()):
+            folder = Path(model.config.base_path, str(number))
+            known = model.versions.get(number)
+            has_failed = known is not None and known.error and known.seen == _changed(folder)
+            if known is not None and (known.servable is not None or has_failed):
+                continue
+            version = model.versions[number] = Version(State.LOADING, seen=_changed(folder))
+            try:
+                version.servable = Servable(model.config.name, folder)
+            except Exception as error:  # whatever is wrong with it, the server goes on
+                version.state, version.error = State.END, str(error)
+                self.metrics.count(LOADS, model_path=str(folder), status="fail")
+                log.error("Refused version %d of %s: %s", number, model.config.name, error)
+            else:
+                version.state = State.AVAILABLE
+                self.metrics.count(LOADS, model_path=str(folder), status="success")
+                log.info("Serving version %d of %s", number, model.config.name)
+
+    def _let_go(self, model: Model) -> None:
+        """Let go the versions that are no longer wanted, once one that is wanted can answer."""
+        wanted = self._wanted(model)
+        if wanted is None or (wanted and not wanted & set(model.available)):
+            return
+        for number, version in model.versions.items():
+            if number not in wanted and version.servable is not None:
+                # requests under way hold on to it; the last of them frees it
+                version.servable, version.state = None, State.END
+                log.info("Let go version %d of %s", number, model.config.name)
+
+    def find(self, name: str, version: int | None = None, label: str = "") -> Servable:
+        """The servable that a model spec asks for: a version, a label, or the newest.
+
+        Raises:
+            RequestError: NOT_FOUND or INVALID_ARGUMENT, in TensorFlow Serving's words.
+        """
+        model = self._models.get(name)
+        if label:
+            labels = {} if model is None else model.config.version_labels
+            if label not in labels:
+                raise RequestError("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}")
+            version = labels[label]
+        available = {} if model is None else model.available
+        servable = available.get(max(available, default=0) if version is None else version)
+        if servable is None:
+            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+            raise RequestError("NOT_FOUND", f"Servable not found for request: {wanted}")
+        return servable
+
+    def status(self, name: str, version: int | None = None) -> get_model_status_pb2.GetModelStatusResponse:
+        """The states of a model's versions, the newest first.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        model = self._models.get(name)
+        states = {} if model is None else model.versions
+        answer = get_model_status_pb2.GetModelStatusResponse()
+        for number in sorted(states, reverse=True):
+            if version in (None, number):
+                one = answer.model_version_status.add(version=number, state=states[number].state)  # type: ignore[arg-type]
+                one.status.SetInParent()
+                if states[number].error:
+                    one.status.error_code, one.status.error_message = FAILED, states[number].error
+        if not answer.model_version_status:
+            wanted = "any versions" if version is None else f"version {version}"
+            raise RequestError("NOT_FOUND", f"Could not find {wanted} of model {name}")
+        return answer
+
+    @property
+    def names(self) -> list[str]:
+        """The models, in order."""
+        return sorted(self._models)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model has a version that answers."""
+        return all(model.available for model in self._models.values())
+
+    @property
+    def problem(self) -> str:
+        """Why a model has no version that answers; "" where all have."""
+        for model in self._models.values():
+            if not model.available:
+                errors = [version.error for _, version in sorted(model.versions.items()) if version.error]
+                path = model.config.base_path
+                return (
+                    errors[-1] if errors else f"`{path}` has no version folder (a number, with a saved_model.pb in it)."
+                )
+        return ""

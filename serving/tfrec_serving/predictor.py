@@ -1,0 +1,60 @@
+"""One request, from whichever API: found, checked, answered alone or with others, counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from tfrec_serving.batching import Batcher
+from tfrec_serving.lifecycle import Models
+from tfrec_serving.metrics import LATENCY, REQUESTS, RUNTIME, Metrics
+from tfrec_serving.servable import RequestError, Servable
+
+
+class Predictor:
+    """What gRPC and REST share.
+
+    Args:
+        models: what is served.
+        batcher: None: each request is answered on its own.
+    """
+
+    def __init__(self, models: Models, batcher: Batcher | None = None) -> None:
+        self.models, self.batcher = models, batcher
+        self.metrics: Metrics = models.metrics
+
+    def predict(
+        self,
+        servable: Servable,
+        signature_name: str,
+        inputs: Mapping[str, np.ndarray],
+        output_filter: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> dict[str, np.ndarray]:
+        """As `Servable.predict`.
+
+        Args:
+            timeout: seconds that are left for the answer.
+        Raises:
+            RequestError: as there; or DEADLINE_EXCEEDED, or RESOURCE_EXHAUSTED.
+        """
+        if timeout is not None and timeout <= 0:
+            raise RequestError("DEADLINE_EXCEEDED", "The deadline was over before the model was asked.")
+        servable.check_outputs(signature_name, output_filter)
+        tensors = servable.check(signature_name, inputs)
+        begin = time.perf_counter()
+        if self.batcher is None:
+            answer = servable.run(signature_name, tensors)
+        else:
+            answer = self.batcher.run(servable, signature_name, tensors, timeout)
+        took = 1e6 * (time.perf_counter() - begin)
+        self.metrics.observe(RUNTIME, took, model_name=servable.name, runtime="TF2")
+        return {name: value for name, value in answer.items() if not output_filter or name in output_filter}
+
+    def count(self, api: str, entrypoint: str, model_name: str, code: str, begin: float) -> None:
+        """Count a request that began at `begin` (of `perf_counter`) and ended with a status code."""
+        self.metrics.count(REQUESTS, model_name=model_name, status=code)
+        took = 1e6 * (time.perf_counter() - begin)
+        self.metrics.observe(LATENCY, took, model_name=model_name, API=entrypoint, entrypoint=api)
