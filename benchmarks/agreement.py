@@ -1,14 +1,13 @@
-"""The same histories, four ways: in Python, in the reloaded SavedModel, over gRPC, and with ScaNN.
+"""The same histories, everywhere: in Python, in the reloaded SavedModel, and over gRPC with each kind of index.
 
-    python benchmarks/agreement.py RUN
+    python benchmarks/agreement.py RUN [USERS]
 
-Exports the run with an exact and a ScaNN index, and prints for how many of 1,000 users' test histories the ten recommended
-ids are the same, and the share of the exact ten that ScaNN finds.
+Exports the run with every index, asks for the test histories of the first USERS users (all by default; with `time_bias`, at
+the time of their target), and prints how many of the ten recommended ids agree with Python, and the quality that was served.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -22,48 +21,59 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.evaluation import recommend
-from tfrec.export import MANIFEST, export
+from tfrec.export import export
+from tfrec.index import KINDS
 from tfrec.splits import LeaveLastOut
 from tfrec.training import Run
 from tfrec_serving import Client
 from tfrec_serving.server import Server
 
-NUM_HISTORIES = 1000
+
+def quality(answers: list[list[str]], targets: list[str]) -> str:
+    """HR@10 and NDCG@10 of ranked ids."""
+    ranks = [
+        answer.index(target) if target in answer else None for answer, target in zip(answers, targets, strict=True)
+    ]
+    gains = [0.0 if rank is None else 1 / np.log2(rank + 2) for rank in ranks]
+    return f"HR@10 {np.mean([rank is not None for rank in ranks]):.4f} NDCG@10 {np.mean(gains):.4f}"
 
 
-def main(folder: str) -> None:
+def main(folder: str, users: int | None) -> None:
     run = Run.open(folder)
     data = run.data()
-    starts, ends = (array[:NUM_HISTORIES] for array in LeaveLastOut(data).histories("test"))
-    histories = [data.item_index[a:b] for a, b in zip(starts, ends, strict=True)]
+    starts, ends = (array[:users] for array in LeaveLastOut(data).histories("test"))
+    spans = list(zip(starts, ends, strict=True))
+    histories = [data.item_index[a:b] for a, b in spans]
     ids = [run.vocabulary.decode(history) for history in histories]
-    python = [run.vocabulary.decode(row) for row in recommend(run.model, histories, 10, run.items["num_events"])[0]]
+    targets = run.vocabulary.decode(data.item_index[ends])
+    has_times = run.config.reads_times
+    times = [data.timestamp[a:b] for a, b in spans] if has_times else None
+    asked = data.timestamp[ends] if has_times else None
+    found, _ = recommend(run.model, histories, 10, run.items["num_events"], times, asked)
+    python = [run.vocabulary.decode(row) for row in found]
+    print(f"{len(ids)} histories; in Python {quality(python, targets)}")
+
+    def compare(name: str, answers: list[list[str]], others: str = "") -> None:
+        same = np.mean([a == b for a, b in zip(answers, python, strict=True)])
+        shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(answers, python, strict=True)])
+        print(f"{name:24} the same row {same:.4f}, of the ten ids {shared:.4f}, {quality(answers, targets)}{others}")
 
     with tempfile.TemporaryDirectory() as place:
-        exact, scann = (export(run, Path(place, kind), index=kind) for kind in ("exact", "scann"))
-        served = tf.saved_model.load(str(exact)).signatures["serving_default"]
-        reloaded = [[i.decode() for i in served(history=tf.constant([row]))["item_ids"].numpy()[0]] for row in ids]
-        answers, latency = {}, {}
-        for kind, version in (("exact", exact), ("scann", scann)):
+        for kind in KINDS:
+            version = export(run, Path(place, kind), index=kind)
+            if kind == "exact" and not has_times:
+                served = tf.saved_model.load(str(version)).signatures["serving_default"]
+                rows = [served(history=tf.constant([row]))["item_ids"].numpy()[0] for row in ids]
+                compare("reloaded SavedModel", [[i.decode() for i in row] for row in rows])
             with Server(version.parent, port=0) as server, Client(f"localhost:{server.port}") as client:
-                answers[kind], seconds = [], []
-                for row in ids:
+                answers, seconds = [], []
+                for i, row in enumerate(ids):
+                    query = (times[i].tolist(), int(asked[i])) if times is not None and asked is not None else ()
                     began = time.perf_counter()
-                    answers[kind].append([r.item_id for r in client.recommend(row)])
+                    answers.append([r.item_id for r in client.recommend(row, 10, (), *query)])
                     seconds.append(time.perf_counter() - began)
-                latency[kind] = 1e3 * statistics.median(seconds)
-        recall = json.loads((scann / MANIFEST).read_text())["index"]["recall@10"]
-
-    def same(answer):
-        return float(np.mean([a == b for a, b in zip(answer, python, strict=True)]))
-
-    overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(answers["scann"], python, strict=True)])
-    print(f"{len(ids)} histories, same ten ids in the same order as in Python:")
-    print(f"  reloaded SavedModel, exact {same(reloaded):.4f}")
-    print(f"  over gRPC, exact           {same(answers['exact']):.4f}   {latency['exact']:.2f} ms a call (median)")
-    print(f"  over gRPC, ScaNN           {same(answers['scann']):.4f}   {latency['scann']:.2f} ms a call (median)")
-    print(f"ScaNN: {overlap:.4f} of the exact ten after exclusion; recall@10 of the index {recall:.4f}")
+            compare(f"over gRPC, {kind}", answers, f", {1e3 * statistics.median(seconds):.2f} ms a call (median)")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -13,6 +13,7 @@ from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
 from tfrec.layers.positions import (
     CalendarEmbedding,
+    ElapsedEmbedding,
     PositionFromNewest,
     RelativePositionBias,
     TimeBias,
@@ -157,7 +158,8 @@ class SequenceTower(keras.layers.Layer):
             (`RelativePositionBias`) and `"rotary"` (`rotate`).
         attention_window: None, or int > 0: a position sees so many of the newest positions up to itself, at a cost linear in
             the length.
-        time_bias: whether attention knows how long ago each item was (`TimeBias`).
+        time_bias: whether attention knows how long ago each item was (`TimeBias`), and each position how long after its item
+            the next is asked for (`ElapsedEmbedding`).
         calendar: whether the hour and the weekday of the request are known (`CalendarEmbedding`).
         attention_dropout_rate: float in [0, 1): of the attention weights; `dropout_rate` by default.
         mask_rate: float in [0, 1): the share of a history's items that are hidden in training.
@@ -213,6 +215,7 @@ class SequenceTower(keras.layers.Layer):
         own = {"dtype": self.dtype_policy}
         self.mask = Dropout(mask_rate, whole_vectors=True, **own)
         self.position = PositionFromNewest(max_length, **own) if "absolute" in positions else None
+        self.elapsed = ElapsedEmbedding(**own) if time_bias else None
         self.moment = CalendarEmbedding(**own) if calendar else None
         self.dropout = Dropout(dropout_rate, **own)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
@@ -227,7 +230,7 @@ class SequenceTower(keras.layers.Layer):
         self.times: list[Any] = [
             TimeBias(self.num_heads, name=f"time_{i}", **own) for i in range(self.num_blocks if self.time_bias else 0)
         ]
-        for layer in filter(None, (self.position, self.moment, *self.blocks, self.norm)):
+        for layer in filter(None, (self.position, self.elapsed, self.moment, *self.blocks, self.norm)):
             layer.build(input_shape)
         for bias in (*self.distances, *self.times):
             bias.build(None)
@@ -269,6 +272,8 @@ class SequenceTower(keras.layers.Layer):
         x = self.mask(x, training=training)
         if self.position:
             x = self.position(x, is_real, end)  # B L D
+        if self.elapsed:
+            x = self.elapsed(x, timestamps, request_times)
         if self.moment:
             x = self.moment(x, request_times)
         x = self.dropout(x, training=training)

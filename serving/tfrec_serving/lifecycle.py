@@ -107,7 +107,7 @@ class Models:
 
         Raises:
             RequestError: INVALID_ARGUMENT, where the config cannot be followed; FAILED_PRECONDITION, where a label names a
-                version that is not available. Nothing has changed then, but versions loaded in vain.
+                version that is not available. Nothing has changed then.
         """
         try:
             check_models(config)
@@ -120,7 +120,7 @@ class Models:
             for name, one in wanted.items():
                 old = before.get(name)
                 is_same = old is not None and old.config.base_path == one.base_path
-                models[name] = Model(one, old.versions if old is not None and is_same else {})
+                models[name] = Model(one, dict(old.versions) if old is not None and is_same else {})
             for model in models.values():
                 self._load(model)
             for name, one in wanted.items():

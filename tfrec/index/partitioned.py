@@ -145,7 +145,8 @@ class PartitionedIndex(ExactIndex):
     def candidates(self, queries: tf.Tensor, number: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
         num_leaves = self.centres.shape[0]
         # twice the leaves that `number` items fill: enough on average, as leaves are at most 1.5 times the mean
-        probes = tf.maximum(self.probes, 2 * number * num_leaves // self.num_items)
+        enough = 2 * num_leaves / self.num_items * tf.cast(number, tf.float32)
+        probes = tf.maximum(self.probes, tf.cast(tf.minimum(enough, num_leaves), tf.int32))
         return tf.cond(
             2 * probes >= num_leaves,
             lambda: tuple(tf.math.top_k(self.score_all(queries), number)),

@@ -3,7 +3,13 @@
 from tfrec.layers.attention import CausalSelfAttention
 from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
-from tfrec.layers.positions import CalendarEmbedding, PositionFromNewest, RelativePositionBias, TimeBias
+from tfrec.layers.positions import (
+    CalendarEmbedding,
+    ElapsedEmbedding,
+    PositionFromNewest,
+    RelativePositionBias,
+    TimeBias,
+)
 from tfrec.layers.recurrent import AdditiveAttention, RecurrentBlock
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "CalendarEmbedding",
     "CausalSelfAttention",
     "Dropout",
+    "ElapsedEmbedding",
     "GatedBlock",
     "HSTUBlock",
     "PositionFromNewest",

@@ -123,6 +123,19 @@ def rotate(x, base: float = 10_000.0):
     return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def elapsed_bucket(happened, asked, num_buckets: int):
+    """The bucket of the time from one moment to another, each 1.35 times the one before: int32; 0 where one is unknown.
+
+    >>> import numpy as np
+    >>> np.array(elapsed_bucket(np.array([100, 100, 0]), np.array([100, 160, 160]), 72))
+    array([ 1, 14,  0], dtype=int32)
+    """
+    seconds = ops.cast(ops.maximum(asked - happened, 1), "float32")
+    bucket = 1 + ops.cast(ops.log(seconds) / 0.301, "int32")
+    is_known = ops.logical_and(asked > 0, happened > 0)
+    return ops.where(is_known, ops.minimum(bucket, num_buckets - 1), 0)
+
+
 @keras.saving.register_keras_serializable("tfrec")
 class TimeBias(keras.layers.Layer):
     """A learned number for each head and bucket of elapsed time, to be added to the logits of attention.
@@ -145,14 +158,6 @@ class TimeBias(keras.layers.Layer):
     def build(self, input_shape=None):
         self.bias = self.add_weight(shape=(self.num_buckets, self.num_heads), initializer="zeros", name="bias")
 
-    def bucket(self, timestamps, request_times):
-        """int32 tensor, shape `(batch, length, length)`: 0 where a time is unknown; `[b, i, j]` is from item j to request i."""
-        asked, happened = ops.expand_dims(request_times, 2), ops.expand_dims(timestamps, 1)
-        seconds = ops.cast(ops.maximum(asked - happened, 1), "float32")
-        bucket = 1 + ops.cast(ops.log(seconds) / 0.301, "int32")
-        is_known = ops.logical_and(asked > 0, happened > 0)
-        return ops.where(is_known, ops.minimum(bucket, self.num_buckets - 1), 0)
-
     def between(self, timestamps, request_times):
         """The bias of positions with each other: float tensor, shape `(batch, num_heads, length, length)`.
 
@@ -160,11 +165,49 @@ class TimeBias(keras.layers.Layer):
             timestamps: int64 tensor, shape `(batch, length)`: when each item was, in seconds; 0 = unknown.
             request_times: int64 tensor of that shape: when the item after each position is asked for; 0 = unknown.
         """
-        bias = ops.take(ops.cast(self.bias, self.compute_dtype), self.bucket(timestamps, request_times), axis=0)
+        # [b, i, j] is from item j to request i
+        bucket = elapsed_bucket(ops.expand_dims(timestamps, 1), ops.expand_dims(request_times, 2), self.num_buckets)
+        bias = ops.take(ops.cast(self.bias, self.compute_dtype), bucket, axis=0)
         return ops.transpose(bias, (0, 3, 1, 2))
 
     def get_config(self):
         return super().get_config() | {"num_heads": self.num_heads, "num_buckets": self.num_buckets}
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class ElapsedEmbedding(keras.layers.Layer):
+    """A learned vector for how long after each item the next one is asked for.
+
+    The softmax of attention sees differences of biases alone, so `TimeBias` cannot tell a request a second after the last item
+    from one a year later where the rest of the history lies far back; this can. Buckets are those of `TimeBias`.
+    Source: the time intervals of Time-LSTM (Zhu et al. 2017). Differs from the source: an embedding of the input, no gate;
+    starts at zero.
+
+    Args:
+        num_buckets: int > 1.
+    Call arguments:
+        x: float tensor, shape `(batch, length, width)`.
+        timestamps, request_times: as of `TimeBias`.
+    Returns:
+        `x` plus the vectors.
+    """
+
+    def __init__(self, num_buckets: int = 72, **kwargs):
+        super().__init__(**kwargs)
+        self.num_buckets = num_buckets
+
+    def build(self, input_shape):
+        self.vectors = self.add_weight(shape=(self.num_buckets, input_shape[-1]), initializer="zeros", name="vectors")
+
+    def call(self, x, timestamps, request_times):
+        bucket = elapsed_bucket(timestamps, request_times, self.num_buckets)
+        return x + ops.take(ops.cast(self.vectors, x.dtype), bucket, axis=0)
+
+    def compute_output_shape(self, input_shape, *_, **__):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"num_buckets": self.num_buckets}
 
 
 @keras.saving.register_keras_serializable("tfrec")
