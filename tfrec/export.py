@@ -224,13 +224,17 @@ def build_serving_model(
     storage: str = "float32",
     recall: float = 0.99,
     queries: np.ndarray | None = None,
+    history_length: int = 0,
     filters: Sequence[str] = (),
 ) -> ServingModel:
-    """The served model of a run, in memory. The arguments are those of `export` and of `build_index`."""
+    """The served model of a run, in memory. The arguments are those of `export` and of `build_index`.
+
+    With a typical `history_length`, an index is tuned to rank so many items more than `k`, since a request takes them out.
+    """
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: {k}.")
     vectors = np.asarray(run.model.item_tower.catalogue())
-    built = build_index(index, vectors, storage=storage, queries=queries, recall=recall, k=k)
+    built = build_index(index, vectors, storage=storage, queries=queries, recall=recall, k=k + history_length)
     item_filter = build_filter(filters, run.items)
     return ServingModel(run.model, run.vocabulary, run.items["num_events"], built, k, item_filter)
 
@@ -265,7 +269,16 @@ def export(
     split = LeaveLastOut(data)
     tuning, held_out = (embed_histories(run.model, split, part)[:RECALL_QUERIES] for part in ("validation", "test"))
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
-    serving = build_serving_model(run, index, k, storage=storage, recall=recall, queries=tuning, filters=filters)
+    serving = build_serving_model(
+        run,
+        index,
+        k,
+        storage=storage,
+        recall=recall,
+        queries=tuning,
+        history_length=int(np.median(data.lengths)),
+        filters=filters,
+    )
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,10 @@ class Models:
 
     def _watch(self, seconds: float) -> None:
         while not self._stopped.wait(seconds):
-            self.poll()
+            try:
+                self.poll()
+            except Exception:  # such as a folder that vanished while it was read; the next look may do better
+                log.exception("Could not look at the folders")
 
     def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
         """Follow another config: models that it lacks are let go, new ones loaded.
