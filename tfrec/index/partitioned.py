@@ -88,7 +88,7 @@ class PartitionedIndex(ExactIndex):
     Args:
         vectors: float32 `(num_items, width)`.
         storage: `"float32"`; `"bfloat16"`: half the memory, and scores of the rounded vectors; or `"int8"`: codes are scanned,
-            and the best of them get exact scores from float32 vectors: a quarter more memory, quicker for large batches.
+            and the best of them get exact scores from float32 vectors: a quarter of the bytes to read, a quarter more to keep.
         probes: how many leaves a query visits; see `tune`.
         seed: int.
     """
