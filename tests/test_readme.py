@@ -47,6 +47,26 @@ def shell(script: str, folder: Path) -> str:
     return done.stdout
 
 
+ONE_PROCESS = """
+import shlex, subprocess, sys
+from tfrec.cli import app
+for line in sys.stdin.read().splitlines():
+    if line.startswith("tfrec "):
+        app(shlex.split(line)[1:], standalone_mode=False)
+    else:
+        subprocess.run(line, shell=True, check=True)
+"""
+
+
+def one_process(script: str, folder: Path) -> str:
+    """As `shell`, with every tfrec command in the same process: TensorFlow is imported once."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_PROCESS], input=script, cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -82,9 +102,8 @@ def test_the_commands_run(tmp_path):
         assert "Serving `default`" in server.stdout.readline()
         out = shell(small(query), tmp_path)
         assert "Interest" in out  # titles
-        out = shell(small(retrieval), tmp_path)
-        assert "partitioned index over 501 items" in out
         assert '"predictions": [{"item_ids": ["item-' in out
+        assert "partitioned index over 501 items" in one_process(small(retrieval), tmp_path)
     finally:
         server.terminate()
         began = time.monotonic()

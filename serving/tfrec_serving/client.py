@@ -272,7 +272,30 @@ def _from_json(name: str, value: Any) -> np.ndarray:
     return _ids(value) if name == "item_ids" else np.array(value, np.float32)
 
 
-class Client:
+class _Connection:
+    """What both clients open; the arguments are those of `Client`."""
+
+    _open_channel: Callable[..., Any]
+
+    def __init__(
+        self,
+        address: str,
+        model_name: str = "default",
+        version: int | None = None,
+        timeout: float = 10.0,
+        label: str | None = None,
+    ) -> None:
+        self._wire, self._timeout = _Wire(model_name, version, label), timeout
+        self._rest: _Rest | None = None
+        self._channel: Any = None
+        if address.startswith(("http://", "https://")):
+            self._rest = _Rest(address, self._wire)
+        else:
+            self._channel = self._open_channel(_target(address), CHANNEL_OPTIONS)
+            self._predict = _method(self._channel, PREDICT, messages.PredictRequest, messages.PredictResponse)
+
+
+class Client(_Connection):
     """Queries a served recommender, over gRPC or REST.
 
     >>> client = Client("localhost:8500")  # doctest: +SKIP
@@ -288,21 +311,7 @@ class Client:
     Every method raises `ServingError`.
     """
 
-    def __init__(
-        self,
-        address: str,
-        model_name: str = "default",
-        version: int | None = None,
-        timeout: float = 10.0,
-        label: str | None = None,
-    ) -> None:
-        self._wire, self._timeout = _Wire(model_name, version, label), timeout
-        self._rest, self._channel = None, None
-        if address.startswith(("http://", "https://")):
-            self._rest = _Rest(address, self._wire)
-        else:
-            self._channel = grpc.insecure_channel(_target(address), CHANNEL_OPTIONS)
-            self._predict = _method(self._channel, PREDICT, messages.PredictRequest, messages.PredictResponse)
+    _open_channel = staticmethod(grpc.insecure_channel)
 
     def recommend(
         self,
@@ -394,7 +403,7 @@ class Client:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(_Connection):
     """`Client` for asyncio: the same arguments, the same methods, awaited.
 
     >>> async def ask():
@@ -402,21 +411,7 @@ class AsyncClient:
     ...         return await client.recommend(["50", "181"], k=2)
     """
 
-    def __init__(
-        self,
-        address: str,
-        model_name: str = "default",
-        version: int | None = None,
-        timeout: float = 10.0,
-        label: str | None = None,
-    ) -> None:
-        self._wire, self._timeout = _Wire(model_name, version, label), timeout
-        self._rest, self._channel = None, None
-        if address.startswith(("http://", "https://")):
-            self._rest = _Rest(address, self._wire)
-        else:
-            self._channel = grpc.aio.insecure_channel(_target(address), CHANNEL_OPTIONS)
-            self._predict = _method(self._channel, PREDICT, messages.PredictRequest, messages.PredictResponse)
+    _open_channel = staticmethod(grpc.aio.insecure_channel)
 
     async def recommend(self, history: Sequence[str], k: int = 10, **others: Any) -> list[Recommendation]:
         """As `Client.recommend`."""
