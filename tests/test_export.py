@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfrec
+from tfrec.check import ops_of
 from tfrec.evaluation import recommend
 from tfrec.export import MANIFEST, build_serving_model, export, latest_version
 from tfrec.training import Run
@@ -100,13 +101,6 @@ def test_the_manifest_says_what_a_server_needs(exact_export, scann_export, run):
     assert scann["index"]["recall@10"] >= 0.99
     assert scann["run"] == str(run.folder.resolve())
     assert exact["num_items"] == 200
-
-
-def ops_of(folder) -> set[str]:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    graph = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
-    return {n.op for n in graph.node} | {n.op for f in graph.library.function for n in f.node_def}
 
 
 def test_an_exact_export_has_stock_ops_only(exact_export, scann_export):

@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from tfrec.filters import values_of
 from tfrec.interactions import read_items
-from tfrec.training import Run, build_model
+from tfrec.training import Run, build_model, write_whole
 from tfrec.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 
 VECTOR, SIMILAR = "vector", "similar_to"
@@ -116,7 +116,5 @@ def export_embeddings(run: Run | str | os.PathLike, out: str | os.PathLike) -> i
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     table = pa.table({"item_id": run.vocabulary.item_ids, VECTOR: flat, **others})
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.partial")
-    pyarrow.parquet.write_table(table, aside)
-    aside.replace(out)
+    write_whole(out, lambda path: pyarrow.parquet.write_table(table, path))
     return len(vectors)

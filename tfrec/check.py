@@ -74,8 +74,8 @@ def check(folder: str | os.PathLike) -> CheckReport:
         ValueError: it cannot be loaded or does not answer; the message says what and why.
     """
     folder = Path(folder)
-    functions = {n for n in ops_of(folder) if not n.startswith("__inference")}
-    foreign = sorted(op for op in functions if not is_stock_op(op))
+    called = {op for op in ops_of(folder) if not op.startswith("__inference")}  # the others are its own functions
+    foreign = sorted(op for op in called if not is_stock_op(op))
     manifest = folder / "tfrec_manifest.json"
     packages = json.loads(manifest.read_text(encoding="utf-8"))["custom_ops"] if manifest.is_file() else []
     for package in packages:
@@ -117,7 +117,7 @@ def _warmup_requests(path: Path):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
             yield (
-                request.model_spec.signature_name,
+                request.model_spec.signature_name or "serving_default",
                 {n: tf.constant(tf.make_ndarray(v)) for n, v in request.inputs.items()},
             )
     except (tf.errors.DataLossError, DecodeError):

@@ -104,9 +104,10 @@ def embed(
     return queries
 
 
-def embed_histories(model: TwoTower, split: LeaveLastOut, part: str) -> np.ndarray:
-    """The queries of all evaluated users: float32 `(num evaluated users, width)`."""
-    return embed(model, split.data.item_index, *split.histories(part), split.data.timestamp)
+def embed_histories(model: TwoTower, split: LeaveLastOut, part: str, users: int | None = None) -> np.ndarray:
+    """The queries of all evaluated users, or of the first `users`: float32 `(num users, width)`."""
+    starts, ends = (array[:users] for array in split.histories(part))
+    return embed(model, split.data.item_index, starts, ends, split.data.timestamp)
 
 
 def recommend(

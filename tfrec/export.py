@@ -267,7 +267,7 @@ def export(
     run = run if isinstance(run, Run) else Run.open(run)
     data = run.data()
     split = LeaveLastOut(data)
-    tuning, held_out = (embed_histories(run.model, split, part)[:RECALL_QUERIES] for part in ("validation", "test"))
+    tuning, held_out = (embed_histories(run.model, split, part, RECALL_QUERIES) for part in ("validation", "test"))
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
     serving = build_serving_model(
         run,

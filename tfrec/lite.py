@@ -22,7 +22,7 @@ from tfrec.evaluation import recommend
 from tfrec.index import build_index
 from tfrec.sequences import prepare_inputs
 from tfrec.splits import LeaveLastOut
-from tfrec.training import Run
+from tfrec.training import Run, write_whole
 from tfrec.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
 
 PARITY_HISTORIES = 100
@@ -106,9 +106,7 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
         converter = tf.lite.TFLiteConverter.from_concrete_functions([edge.function], edge)
         content = converter.convert()
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(out)
+    write_whole(out, lambda path: path.write_bytes(content))
     run.vocabulary.save(out.parent)
 
     split = LeaveLastOut(data)

@@ -451,7 +451,7 @@ class Run:
         return data
 
 
-def _write_whole(path: Path, write) -> None:
+def write_whole(path: Path, write) -> None:
     """Call `write(aside)`, then rename: a reader sees the old file or the new one, never half of one."""
     aside = path.with_name(f".{path.name}.partial{''.join(path.suffixes)}")
     write(aside)
@@ -516,10 +516,10 @@ class _Progress(keras.callbacks.Callback):
             logs |= {name: row[name] for name in SHOWN}  # to the progress bar and TensorBoard
         self.history.append({name: float(value) for name, value in row.items()} | {"epoch": epoch})
         if self.best is self.history[-1]:
-            _write_whole(self.folder / WEIGHTS, self.model.save_weights)
+            write_whole(self.folder / WEIGHTS, self.model.save_weights)
         arrays = [v.numpy() for v in self._state()]
-        _write_whole(self.folder / CHECKPOINT, lambda path: np.savez(path, *arrays, history=json.dumps(self.history)))
-        _write_whole(self.folder / HISTORY, self._write_history)
+        write_whole(self.folder / CHECKPOINT, lambda path: np.savez(path, *arrays, history=json.dumps(self.history)))
+        write_whole(self.folder / HISTORY, self._write_history)
         if MONITOR in row and epoch - self.best["epoch"] >= self.config.patience:
             self.model.stop_training = True
 
@@ -609,5 +609,5 @@ def train(
             for name, value in best.items()
             if name.startswith("val_") and name != "val_seconds"
         }
-    _write_whole(out / METRICS, lambda path: path.write_text(json.dumps(metrics, indent=2), encoding="utf-8"))
+    write_whole(out / METRICS, lambda path: path.write_text(json.dumps(metrics, indent=2), encoding="utf-8"))
     return Run.open(out)

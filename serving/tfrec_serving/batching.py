@@ -91,9 +91,8 @@ class Batcher:
     def __init__(self, parameters: BatchingParameters, metrics: Metrics) -> None:
         self.parameters, self.metrics = parameters, metrics
         self._open: dict[tuple, _Batch] = {}
-        self._lock = threading.Lock()
         self._full: list[tuple[str, _Batch]] = []
-        self._waiting = threading.Condition(self._lock)
+        self._waiting = threading.Condition()
         self._is_stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{i}", daemon=True)

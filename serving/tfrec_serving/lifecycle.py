@@ -124,8 +124,9 @@ class Models:
                 old = before.get(name)
                 is_same = old is not None and old.config.base_path == one.base_path
                 models[name] = Model(one, dict(old.versions) if old is not None and is_same else {})
-            for model in models.values():
-                self._load(model)
+            there = {name: self._wanted(model) for name, model in models.items()}
+            for name, model in models.items():
+                self._load(model, there[name])
             for name, one in wanted.items():
                 for version in one.version_labels.values():
                     if version not in models[name].available:
@@ -135,26 +136,28 @@ class Models:
                             "available for inference",
                         )
             self._models = models
-            for model in models.values():
-                self._let_go(model)
+            for name, model in models.items():
+                self._let_go(model, there[name])
 
     def poll(self) -> None:
         """Look at the folders once: load what is new, let go what is no longer wanted."""
         with self._changing:
             for model in self._models.values():
-                self._load(model)
-                self._let_go(model)
+                wanted = self._wanted(model)
+                self._load(model, wanted)
+                self._let_go(model, wanted)
 
     def _wanted(self, model: Model) -> set[int] | None:
+        """The versions that are asked for and there; None where the folder cannot be read."""
         try:
             return wanted_versions(Path(model.config.base_path), model.config.model_version_policy)
         except OSError as error:
             log.error("Could not read the folder of %s: %s", model.config.name, error)
             return None
 
-    def _load(self, model: Model) -> None:
+    def _load(self, model: Model, wanted: set[int] | None) -> None:
         """Load the versions that are wanted and not there yet, the oldest first."""
-        for number in sorted(self._wanted(model) or ()):
+        for number in sorted(wanted or ()):
             folder = Path(model.config.base_path, str(number))
             known = model.versions.get(number)
             has_failed = known is not None and known.error and known.seen == _changed(folder)
@@ -172,9 +175,8 @@ class Models:
                 self.metrics.count(LOADS, model_path=str(folder), status="success")
                 log.info("Serving version %d of %s", number, model.config.name)
 
-    def _let_go(self, model: Model) -> None:
+    def _let_go(self, model: Model, wanted: set[int] | None) -> None:
         """Let go the versions that are no longer wanted, once one that is wanted can answer."""
-        wanted = self._wanted(model)
         if wanted is None or (wanted and not wanted & set(model.available)):
             return
         for number, version in model.versions.items():

@@ -33,12 +33,16 @@ class Predictor:
         output_filter: Iterable[str] = (),
         timeout: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """As `Servable.predict`.
+        """Run a signature.
 
         Args:
+            servable: the version that answers.
+            signature_name: of it.
+            inputs: arrays by name; strings as object arrays of bytes.
+            output_filter: names to return; none means all.
             timeout: seconds that are left for the answer.
         Raises:
-            RequestError: as there; or DEADLINE_EXCEEDED, or RESOURCE_EXHAUSTED.
+            RequestError: as TensorFlow Serving answers it.
         """
         if timeout is not None and timeout <= 0:
             raise RequestError("DEADLINE_EXCEEDED", "The deadline was over before the model was asked.")

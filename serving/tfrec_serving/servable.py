@@ -67,23 +67,8 @@ class Servable:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
                 inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
-                self.predict(request.model_spec.signature_name, inputs)
-
-    def predict(
-        self, signature_name: str, inputs: Mapping[str, np.ndarray], outputs: Iterable[str] = ()
-    ) -> dict[str, np.ndarray]:
-        """Run a signature.
-
-        Args:
-            signature_name: of the model.
-            inputs: arrays by name; strings as object arrays of bytes.
-            outputs: names to return; none means all.
-        Raises:
-            RequestError: as TensorFlow Serving answers it.
-        """
-        self.check_outputs(signature_name, outputs)
-        answer = self.run(signature_name, self.check(signature_name, inputs))
-        return {name: value for name, value in answer.items() if not outputs or name in outputs}
+                signature_name = request.model_spec.signature_name or "serving_default"
+                self.run(signature_name, self.check(signature_name, inputs))
 
     def check_outputs(self, signature_name: str, outputs: Iterable[str]) -> None:
         """Raise `RequestError` where an output filter names what the signature lacks."""

@@ -16,10 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.index.exact import ExactIndex
-from tfrec.index.partitioned import PartitionedIndex
+from tfrec.index.partitioned import STORAGES, PartitionedIndex
 
 KINDS = ("exact", "partitioned", "scann")
-STORAGES = ("float32", "bfloat16", "int8")
 BLOCK = 8
 """Queries that are ranked exactly at a time, where the truth is wanted."""
 
