@@ -264,6 +264,31 @@ def export(
     Returns:
         The version folder. It is written aside, checked and renamed: a server that watches `out` never sees half of one.
     """
+    out = Path(out)
+    aside = out / f".{os.getpid()}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _write(run, aside, index, k, storage, recall, filters, add_items, remove_items)
+        gc.collect()  # a large catalogue need not be held twice to be checked
+        check(aside)
+        version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
+        return aside.rename(out / str(version))
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(
+    run: Run | str | os.PathLike,
+    folder: Path,
+    index: str,
+    k: int,
+    storage: str,
+    recall: float,
+    filters: Sequence[str],
+    add_items: pa.Table | None,
+    remove_items: Sequence[str],
+) -> None:
+    """Write the files of a version folder. The arguments are those of `export`."""
     run = run if isinstance(run, Run) else Run.open(run)
     data = run.data()
     split = LeaveLastOut(data)
@@ -279,53 +304,40 @@ def export(
         history_length=int(np.median(data.lengths)),
         filters=filters,
     )
-
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    aside = out / f".{os.getpid()}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        options = tf.saved_model.SaveOptions(namespace_whitelist=list(serving.index.custom_ops))
-        signatures = serving.signatures
-        tf.saved_model.save(serving, aside, signatures=signatures, options=options)
-        (aside / WARMUP).parent.mkdir()
-        pyarrow.parquet.write_table(pa.table(run.items), aside / "assets.extra" / ITEMS)
-        if add_items is not None:
-            pyarrow.parquet.write_table(add_items, aside / "assets.extra" / ADDED)
-        _write_warmup(aside / WARMUP, data, run.config, k, filters)
-        manifest = {
-            "tfrec_version": tfrec.__version__,
-            "tensorflow_version": tf.__version__,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "signatures": {name: describe_signature(function) for name, function in signatures.items()},
-            "custom_ops": list(serving.index.custom_ops),
-            "index": {
-                "kind": index,
-                "is_exact": serving.index.is_exact,
-                "settings": serving.index.settings,
-                "recall_asked": recall,
-                "recall@10": measure_recall(serving.index, held_out),
-                "recall_queries": len(held_out),
-            },
-            "filters": list(filters),
-            "k": k,
-            "num_items": len(run.vocabulary),
-            "num_added_items": 0 if add_items is None else len(add_items),
-            "removed_items": list(remove_items),
-            "max_length": run.config.max_length,
-            "run": str(run.folder.resolve()),
-            "data": run.config.data,
-            "config": run.config.to_dict(),
-            "metrics": run.metrics,
-        }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        del serving, signatures
-        gc.collect()  # a large catalogue need not be held twice to be checked
-        check(aside)
-        version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
-        return aside.rename(out / str(version))
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    options = tf.saved_model.SaveOptions(namespace_whitelist=list(serving.index.custom_ops))
+    signatures = serving.signatures
+    tf.saved_model.save(serving, folder, signatures=signatures, options=options)
+    (folder / WARMUP).parent.mkdir()
+    pyarrow.parquet.write_table(pa.table(run.items), folder / "assets.extra" / ITEMS)
+    if add_items is not None:
+        pyarrow.parquet.write_table(add_items, folder / "assets.extra" / ADDED)
+    _write_warmup(folder / WARMUP, data, run.config, k, filters)
+    manifest = {
+        "tfrec_version": tfrec.__version__,
+        "tensorflow_version": tf.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "signatures": {name: describe_signature(function) for name, function in signatures.items()},
+        "custom_ops": list(serving.index.custom_ops),
+        "index": {
+            "kind": index,
+            "is_exact": serving.index.is_exact,
+            "settings": serving.index.settings,
+            "recall_asked": recall,
+            "recall@10": measure_recall(serving.index, held_out),
+            "recall_queries": len(held_out),
+        },
+        "filters": list(filters),
+        "k": k,
+        "num_items": len(run.vocabulary),
+        "num_added_items": 0 if add_items is None else len(add_items),
+        "removed_items": list(remove_items),
+        "max_length": run.config.max_length,
+        "run": str(run.folder.resolve()),
+        "data": run.config.data,
+        "config": run.config.to_dict(),
+        "metrics": run.metrics,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def refresh(

@@ -51,7 +51,7 @@ class ItemTower(keras.layers.Layer):
         width: int > 0: width of the id table.
         mlp_dims: ints: hidden widths of an MLP (GELU) on top of the table, added to what it reads; none by default.
         normalize: whether `candidates` and `catalogue` have length 1.
-        init_stddev: float > 0: of the normal distribution that the table starts from.
+        init_stddev: float: of the normal distribution that the table starts from; 0: zeros, at a third of the memory.
     Call arguments:
         item_index: int tensor, any shape: `PAD_INDEX`, `OOV_INDEX` or `FIRST_ITEM_INDEX + i`.
     Returns:
@@ -84,7 +84,7 @@ class ItemTower(keras.layers.Layer):
     def build(self, input_shape=None):
         self.table = self.add_weight(
             shape=(self.num_items + FIRST_ITEM_INDEX, self.width),
-            initializer=keras.initializers.RandomNormal(stddev=self.init_stddev),
+            initializer=keras.initializers.RandomNormal(stddev=self.init_stddev) if self.init_stddev else "zeros",
             name="table",
         )
         dim = self.width

@@ -419,7 +419,8 @@ class Run:
             )
         config = Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         vocabulary = Vocabulary.load(folder)
-        model = build_model(config, len(vocabulary))
+        # the weights are loaded: to draw a large table first would take memory for three
+        model = build_model(dataclasses.replace(config, init_stddev=0.0), len(vocabulary))
         model.load_weights(folder / WEIGHTS)
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
         return cls(folder, config, model, vocabulary, pyarrow.parquet.read_table(folder / ITEMS).to_pydict(), metrics)

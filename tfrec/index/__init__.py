@@ -11,6 +11,7 @@ index.settings                             how it was built, for the manifest
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +21,7 @@ from tfrec.index.partitioned import STORAGES, PartitionedIndex
 
 KINDS = ("exact", "partitioned", "scann")
 BLOCK = 8
-"""Queries that are ranked exactly at a time, where the truth is wanted."""
+"""Queries that are asked at a time, where recall is measured."""
 
 
 def estimate_bytes(kind: str, num_items: int, width: int, storage: str = "float32") -> int:
@@ -90,17 +91,22 @@ def build_index(
     return index
 
 
+def _in_blocks(answer: Callable[[tf.Tensor], tf.Tensor], queries: np.ndarray) -> np.ndarray:
+    """What `answer` says to all queries, asked a few at a time: each may need a score for every item."""
+    compiled = tf.function(answer, reduce_retracing=True)
+    blocks = (queries[i : i + BLOCK] for i in range(0, len(queries), BLOCK))
+    return np.concatenate([compiled(tf.constant(block)).numpy() for block in blocks])
+
+
 def exact_top(index: ExactIndex, queries: np.ndarray, k: int = 10) -> np.ndarray:
     """The exact top `k` of an index's items: int32 `(len(queries), min(k, num_items))`."""
-    rank = tf.function(lambda q: tf.math.top_k(index.score_all(q), min(k, index.num_items))[1], reduce_retracing=True)
-    blocks = (queries[i : i + BLOCK] for i in range(0, len(queries), BLOCK))
-    return np.concatenate([rank(tf.constant(block)).numpy() for block in blocks])
+    return _in_blocks(lambda q: tf.math.top_k(index.score_all(q), min(k, index.num_items))[1], queries)
 
 
 def recall(index: ExactIndex, queries: np.ndarray, k: int = 10) -> float:
     """Share of the exact top `k` that `index` finds, averaged over `queries`; 1 for none."""
-    if not len(queries):
+    if index.is_exact or not len(queries):
         return 1.0
     best = exact_top(index, queries, k)
-    found = tf.function(lambda q: index.query(q, best.shape[1])[1])(tf.constant(queries)).numpy()
+    found = _in_blocks(lambda q: index.query(q, best.shape[1])[1], queries)
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(best, found, strict=True)]))
