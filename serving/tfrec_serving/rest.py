@@ -25,7 +25,7 @@ from tfrec_serving.servable import RequestError, Servable
 HTTP_STATUS = {
     "NOT_FOUND": 404,
     "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 412,
+    "FAILED_PRECONDITION": 400,
     "RESOURCE_EXHAUSTED": 429,
     "DEADLINE_EXCEEDED": 504,
 }
@@ -102,7 +102,11 @@ def parse_request(body: bytes, servable: Servable) -> tuple[str, dict[str, np.nd
     signature_name = request.get("signature_name", "serving_default")
     if not isinstance(signature_name, str):
         raise RequestError("INVALID_ARGUMENT", "`signature_name` must be a string.")
-    definition = servable.signature(signature_name)
+    try:
+        definition = servable.signature(signature_name or "serving_default")
+    except RequestError:  # TensorFlow Serving says it in other words here than over gRPC
+        message = f'Serving signature name: "{signature_name}" not found in signature def'
+        raise RequestError("INVALID_ARGUMENT", message) from None
     is_row = "instances" in request
     columns = _columns(request["instances"], definition) if is_row else request["inputs"]
     if not isinstance(columns, dict) or (list(columns) == ["b64"] and "b64" not in definition.inputs):
@@ -118,7 +122,7 @@ def parse_request(body: bytes, servable: Servable) -> tuple[str, dict[str, np.nd
             inputs[name] = to_array(value, name, tf.as_dtype(info.dtype), len(info.tensor_shape.dim))
         else:
             inputs[name] = np.empty(0)  # `predict` refuses it by its name, whatever it holds
-    return signature_name, inputs, is_row
+    return signature_name or "serving_default", inputs, is_row
 
 
 def _columns(instances: Any, definition: meta_graph_pb2.SignatureDef) -> dict[str, list]:
@@ -207,9 +211,9 @@ class RestServer:
         except RequestError as error:
             return web.json_response({"error": str(error)}, status=HTTP_STATUS.get(error.code, 500))
         except web.HTTPException as error:
-            if error.status == 404:
+            if error.status in (404, 405) and request.path.lower().startswith("/v1/"):
                 message = f"Malformed request: {request.method} {request.path}"
-                return web.json_response({"error": message}, status=404)
+                return web.json_response({"error": message}, status=400)
             return web.json_response({"error": error.reason}, status=error.status)
 
     def _servable(self, request: web.Request) -> Servable:

@@ -51,11 +51,7 @@ class Servable:
                         "Or export with `--index exact`."
                     ) from error
         proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = {
-            name: definition
-            for name, definition in proto.meta_graphs[0].signature_def.items()
-            if not name.startswith("__")
-        }
+        self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = dict(proto.meta_graphs[0].signature_def)
         self._model = tf.saved_model.load(str(folder))
         self._functions = self._model.signatures
         self._warm_up()
@@ -72,8 +68,11 @@ class Servable:
 
     def check_outputs(self, signature_name: str, outputs: Iterable[str]) -> None:
         """Raise `RequestError` where an output filter names what the signature lacks."""
-        known = self.signature(signature_name).outputs
+        known, seen = self.signature(signature_name).outputs, set()
         for alias in outputs:
+            if alias in seen:
+                raise RequestError("INVALID_ARGUMENT", f"duplicate output tensor alias: {alias}")
+            seen.add(alias)
             if alias not in known:
                 raise RequestError(
                     "INVALID_ARGUMENT",
@@ -112,7 +111,7 @@ class Servable:
 
     def signature(self, signature_name: str) -> meta_graph_pb2.SignatureDef:
         """The definition of a signature."""
-        if signature_name not in self.signature_defs:
+        if signature_name not in self._functions:  # which lack what is not to be called
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature_name}" not found.')
         return self.signature_defs[signature_name]
 

@@ -148,7 +148,7 @@ def test_metadata(channel):
     definitions = get_model_metadata_pb2.SignatureDefMap()
     assert stub.GetModelMetadata(request).metadata["signature_def"].Unpack(definitions)
     names = {"serving_default", "recommend", "similar_items", "score", "embed_history", "embed_items"}
-    assert set(definitions.signature_def) == names
+    assert set(definitions.signature_def) == names | {"__saved_model_init_op"}
     assert set(definitions.signature_def["recommend"].inputs) == {"history", "exclude", "k"}
     for fields, message in ((["colour"], "Metadata field colour is not supported"), ([], "must specify at least one")):
         request.metadata_field[:] = fields
@@ -232,7 +232,7 @@ def test_rest_status_and_metadata(server):
         (":predict", {"instances": [[1]]}, 400, 'input "history" must hold strings. Received: 1'),
         (":predict", {"instances": [[{"b64": "?"}]]}, 400, "not base64"),
         (":predict", {"signature_name": 3, "instances": [1]}, 400, "`signature_name` must be a string"),
-        (":predict", {"signature_name": "no", "instances": [1]}, 412, 'Serving signature key \\"no\\" not found'),
+        (":predict", {"signature_name": "no", "instances": [1]}, 400, 'Serving signature name: \\"no\\" not found in'),
         (
             ":predict",
             {"signature_name": "similar_items", "inputs": {"item_ids": ["a"], "k": [1.5]}},
@@ -259,7 +259,7 @@ def test_rest_status_and_metadata(server):
         ),
         (":predict", {"signature_name": "recommend", "instances": [{"k": 1}, {"x": 1}]}, 400, "the same names"),
         (":predict", {"inputs": {"history": [["a"]], "x": [{"y": 1}]}}, 400, "Sent extra: {x}"),
-        (":nothing", {}, 404, "Malformed request: POST /v1/models/films:nothing"),
+        (":nothing", {}, 400, "Malformed request: POST /v1/models/films:nothing"),
         ("/versions/7", None, 404, "Could not find version 7 of model films"),
     ],
 )
