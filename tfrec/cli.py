@@ -28,7 +28,9 @@ app = typer.Typer(
     help="From an interaction log to a sequential recommender: prepare, train, evaluate, export, serve, lite.",
 )
 index_app = typer.Typer(no_args_is_help=True, help="Work on the index of an export.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 app.add_typer(index_app, name="index")
+app.add_typer(bench_app, name="bench")
 out = Console()
 PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec, hstu or narm; --set changes what it sets."
 INDEX_HELP = (
@@ -395,6 +397,49 @@ def serve(
     serve_models(export, port, host, rest_api_port=rest_port, model_name=model_name)
 
 
+@bench_app.command("serve")
+def bench_serve(
+    export: Annotated[Path, typer.Argument(help="Export folder: its items make the histories.")],
+    address: Annotated[
+        str | None, typer.Option(help="`host:port` of a server that holds it; without it one is started here.")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="How many ask at a time, each one request after the other.")] = 8,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Instead: requests a second, answered or not.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    history_length: Annotated[int, typer.Option(min=0, help="Items in each history.")] = 50,
+    k: Annotated[int, typer.Option("-k", min=1, help="Recommendations asked for.")] = 10,
+    batching: Annotated[bool, typer.Option(help="The server started here answers requests together.")] = False,
+    model_name: Annotated[str, typer.Option(help="How the server at --address calls the model.")] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Load a model server: rate, percentiles, errors, and the share of the time that is spent in the model."""
+    import pyarrow.parquet
+
+    from tfrec.export import latest_version
+    from tfrec.prepared import ITEMS
+    from tfrec_serving.load import load_test, recommend_requests, server_process
+
+    items = pyarrow.parquet.read_table(latest_version(export) / "assets.extra" / ITEMS)["item_id"].to_pylist()
+    requests = recommend_requests(items, history_length, k, model_name)
+    load = {"clients": clients, "seconds": seconds, "rate": rate}
+    own: dict[str, Any] = {}
+    if address is None:
+        flags = ["--enable_batching"] if batching else []
+        with server_process(export, *flags, f"--model_name={model_name}") as server:
+            load_test(
+                server.address, requests, clients=clients, seconds=min(seconds, 2)
+            )  # as warm as a server that runs
+            count, spent = server.totals()
+            report = load_test(server.address, requests, **load)  # type: ignore[arg-type]
+            later, more = server.totals()
+        in_model = (more - spent) / max(later - count, 1)
+        own = {"ms_in_model": in_model, "share_in_model": in_model / float(report.milliseconds.mean())}
+    else:
+        report = load_test(address, requests, **load)  # type: ignore[arg-type]
+    percentiles = {f"p{share:g}_ms": report.percentile(share) for share in (50, 90, 99, 100)}
+    _print_figures({"answers_per_second": report.rate} | percentiles | own | {"errors": report.errors}, as_json)
+
+
 @app.command()
 def recommend(
     source: Annotated[str, typer.Argument(help="`host:port` of a model server, or an export folder.")],
@@ -527,11 +572,13 @@ def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
     table = Table(show_header=False)
     for name, value in figures.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {v:,}" for key, v in value.items())
+            value = ", ".join(f"{key} {v:,}" for key, v in value.items()) or "none"
         elif isinstance(value, list):
             value = " to ".join(value)
         elif isinstance(value, int):
             value = f"{value:,}"
+        elif isinstance(value, float):
+            value = f"{value:,.4g}"
         table.add_row(name, "not known" if value is None else str(value))
     out.print(table)
 

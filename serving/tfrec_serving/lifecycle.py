@@ -163,17 +163,18 @@ class Models:
             has_failed = known is not None and known.error and known.seen == _changed(folder)
             if known is not None and (known.servable is not None or has_failed):
                 continue
+            about = {"model": model.config.name, "version": number}
             version = model.versions[number] = Version(State.LOADING, seen=_changed(folder))
             try:
                 version.servable = Servable(model.config.name, folder)
             except Exception as error:  # whatever is wrong with it, the server goes on
                 version.state, version.error = State.END, str(error)
                 self.metrics.count(LOADS, model_path=str(folder), status="fail")
-                log.error("Refused version %d of %s: %s", number, model.config.name, error)
+                log.error("Refused version %d of %s: %s", number, model.config.name, error, extra=about)
             else:
                 version.state = State.AVAILABLE
                 self.metrics.count(LOADS, model_path=str(folder), status="success")
-                log.info("Serving version %d of %s", number, model.config.name)
+                log.info("Serving version %d of %s", number, model.config.name, extra=about)
 
     def _let_go(self, model: Model, wanted: set[int] | None) -> None:
         """Let go the versions that are no longer wanted, once one that is wanted can answer."""
@@ -183,7 +184,8 @@ class Models:
             if number not in wanted and version.servable is not None:
                 # requests under way hold on to it; the last of them frees it
                 version.servable, version.state = None, State.END
-                log.info("Let go version %d of %s", number, model.config.name)
+                about = {"model": model.config.name, "version": number}
+                log.info("Let go version %d of %s", number, model.config.name, extra=about)
 
     def find(self, name: str, version: int | None = None, label: str = "") -> Servable:
         """The servable that a model spec asks for: a version, a label, or the newest.

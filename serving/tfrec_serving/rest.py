@@ -29,6 +29,8 @@ HTTP_STATUS = {
     "RESOURCE_EXHAUSTED": 429,
     "DEADLINE_EXCEEDED": 504,
 }
+BODY_SECONDS = 30.0
+"""How long the body of a request may take to arrive."""
 
 
 def _bytes(value: Any, name: str) -> Any:
@@ -171,10 +173,14 @@ class RestServer:
     Args:
         predictor: answers.
         metrics_path: where Prometheus reads, such as `/monitoring/prometheus/metrics`; None: nowhere.
+        max_concurrent_requests: further ones are refused with RESOURCE_EXHAUSTED.
     """
 
-    def __init__(self, predictor: Predictor, metrics_path: str | None = None) -> None:
+    def __init__(
+        self, predictor: Predictor, metrics_path: str | None = None, max_concurrent_requests: int = 256
+    ) -> None:
         self.predictor, self.models = predictor, predictor.models
+        self._under_way, self._most = 0, max_concurrent_requests
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
         app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[self._errors])
@@ -225,14 +231,26 @@ class RestServer:
         begin, code = time.perf_counter(), "OK"
         try:
             servable = self._servable(request)
-            body = await request.read()
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    body = await request.read()
+            except TimeoutError:
+                message = f"The request did not arrive within {BODY_SECONDS:g} seconds."
+                raise RequestError("DEADLINE_EXCEEDED", message) from None
+            if self._under_way >= self._most:
+                raise RequestError("RESOURCE_EXHAUSTED", "Concurrent request limit exceeded!")
 
             def answer() -> str:
                 signature_name, inputs, is_row = parse_request(body, servable)
                 outputs = self.predictor.predict(servable, signature_name, inputs)
                 return json.dumps(format_answer(outputs, is_row), ensure_ascii=False)
 
-            response = web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
+            self._under_way += 1
+            try:
+                text = await asyncio.to_thread(answer)
+            finally:
+                self._under_way -= 1
+            response = web.Response(text=text, content_type="application/json")
             response.enable_compression()  # where the client asks for it
             return response
         except RequestError as error:

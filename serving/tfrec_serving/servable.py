@@ -52,6 +52,7 @@ class Servable:
                     ) from error
         proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = dict(proto.meta_graphs[0].signature_def)
+        self._specs = {name: _specs(definition) for name, definition in self.signature_defs.items()}
         self._model = tf.saved_model.load(str(folder))
         self._functions = self._model.signatures
         self._warm_up()
@@ -85,15 +86,13 @@ class Servable:
         definition = self.signature(signature_name)
         _check_names(inputs, definition)
         for name, value in inputs.items():
-            spec = definition.inputs[name]
-            dtype = tf.as_dtype(spec.dtype)
+            dtype, shape = self._specs[signature_name][name]
             received = "string" if value.dtype.kind in "OSU" else value.dtype.name
-            if received != dtype.name:
-                raise RequestError("INVALID_ARGUMENT", f'input "{name}" must be {dtype.name}. Received: {received}.')
-            if not spec.tensor_shape.unknown_rank and not tf.TensorShape(spec.tensor_shape).is_compatible_with(
-                value.shape
+            if received != dtype:
+                raise RequestError("INVALID_ARGUMENT", f'input "{name}" must be {dtype}. Received: {received}.')
+            if shape is not None and not (
+                len(shape) == value.ndim and all(a in (-1, b) for a, b in zip(shape, value.shape, strict=True))
             ):
-                shape = [d.size for d in spec.tensor_shape.dim]
                 raise RequestError(
                     "INVALID_ARGUMENT",
                     f'input "{name}" must have shape {shape} (-1 is any size). Received: {list(value.shape)}.',
@@ -114,6 +113,17 @@ class Servable:
         if signature_name not in self._functions:  # which lack what is not to be called
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature_name}" not found.')
         return self.signature_defs[signature_name]
+
+
+def _specs(definition: meta_graph_pb2.SignatureDef) -> dict[str, tuple[str, list[int] | None]]:
+    """Dtype and shape of each input; -1 is any size, None any shape."""
+    return {
+        name: (
+            tf.as_dtype(info.dtype).name,
+            None if info.tensor_shape.unknown_rank else [d.size for d in info.tensor_shape.dim],
+        )
+        for name, info in definition.inputs.items()
+    }
 
 
 def _reason(error: tf.errors.OpError) -> str:

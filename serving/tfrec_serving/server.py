@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import logging
 import os
 import signal
@@ -13,6 +15,18 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 log = logging.getLogger("tfrec_serving")
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as a line of JSON: `time`, `level`, `message`; `model` and `version` where it is about one; `error`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname, "message": record.getMessage()}
+        line |= {name: getattr(record, name) for name in ("model", "version") if hasattr(record, name)}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
 
 
 class Server:
@@ -30,7 +44,7 @@ class Server:
         monitoring_config_file: turns the metrics of Prometheus on, over REST.
         ssl_config_file: key, certificate and CA for gRPC.
         grpc_max_threads: requests that are answered at a time.
-        max_concurrent_requests: gRPC requests beyond it are refused with RESOURCE_EXHAUSTED; None: all wait.
+        max_concurrent_requests: of gRPC, and as many of REST: those beyond it are refused with RESOURCE_EXHAUSTED.
     Raises:
         ValueError: a file cannot be read, or a model has no version that can be loaded.
     """
@@ -49,7 +63,7 @@ class Server:
         monitoring_config_file: str | os.PathLike | None = None,
         ssl_config_file: str | os.PathLike | None = None,
         grpc_max_threads: int = 8,
-        max_concurrent_requests: int | None = None,
+        max_concurrent_requests: int = 256,
     ) -> None:
         from tfrec_serving import config, grpc_services
         from tfrec_serving.batching import Batcher, BatchingParameters
@@ -86,7 +100,7 @@ class Server:
         )
         self._rest, self.rest_api_port = None, None
         if rest_api_port is not None:
-            self._rest = RestServer(predictor, metrics_path)
+            self._rest = RestServer(predictor, metrics_path, max_concurrent_requests)
             self.rest_api_port = self._rest.start(host, rest_api_port)
 
     def stop(self) -> None:
@@ -106,9 +120,27 @@ class Server:
 
 
 def serve(
-    model_base_path: str | os.PathLike | None = None, port: int = 8500, host: str = "127.0.0.1", **options: Any
+    model_base_path: str | os.PathLike | None = None,
+    port: int = 8500,
+    host: str = "127.0.0.1",
+    *,
+    tensorflow_intra_op_parallelism: int = 1,
+    tensorflow_inter_op_parallelism: int = 0,
+    **options: Any,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; the arguments are those of `Server`."""
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        tensorflow_intra_op_parallelism: threads that share one op. Several requests at a time use the cores better than one op
+            on all of them; catalogues of millions, ranked exactly, may want more.
+        tensorflow_inter_op_parallelism: ops that run at a time, of all requests; 0: a core is left to the network.
+    The other arguments are those of `Server`.
+    """
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(tensorflow_intra_op_parallelism)
+    threads = tensorflow_inter_op_parallelism or max(1, len(os.sched_getaffinity(0)) - 1)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
@@ -141,7 +173,10 @@ def main() -> None:
     add("--monitoring_config_file", default=None, help="MonitoringConfig in text format")
     add("--ssl_config_file", default=None, help="SSLConfig in text format, for gRPC")
     add("--grpc_max_threads", type=int, default=8, help="requests that are answered at a time")
-    add("--max_concurrent_requests", type=int, default=None, help="refuse gRPC requests beyond so many (ours)")
+    add("--tensorflow_intra_op_parallelism", type=int, default=1, help="threads that share one op")
+    add("--tensorflow_inter_op_parallelism", type=int, default=0, help="ops that run at a time; 0: cores less one")
+    add("--max_concurrent_requests", type=int, default=256, help="refuse requests beyond so many (ours)")
+    add("--log_format", choices=("text", "json"), default="text", help="of what goes to standard error (ours)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (ours)")
     given = vars(parser.parse_args())
     if (given["model_base_path"] is None) == (given["model_config_file"] is None):
@@ -149,6 +184,8 @@ def main() -> None:
     if not given.pop("enable_batching"):
         given["batching_parameters_file"] = None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if given.pop("log_format") == "json":
+        logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     try:
         serve(**given)
     except (ValueError, RuntimeError, OSError) as error:

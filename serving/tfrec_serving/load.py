@@ -1,0 +1,204 @@
+"""A load test of a model server over gRPC: so many clients at once, or so many requests a second. TensorFlow is not needed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from tfrec_serving.client import PREDICT, Questions, _Wire
+
+CHANNELS = 8
+METRICS_PATH = "/monitoring/prometheus/metrics"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load test saw.
+
+    Attributes:
+        seconds: how long it lasted.
+        milliseconds: float64 `(answered,)`: how long each answer took, in the order of the answers.
+        refused_milliseconds: float64: the same of the requests that were refused.
+        errors: how many requests ended with each status code but OK.
+        answers: the answers, as bytes, where they were asked for.
+    """
+
+    seconds: float
+    milliseconds: np.ndarray
+    refused_milliseconds: np.ndarray
+    errors: dict[str, int]
+    answers: list[bytes]
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.milliseconds) / self.seconds
+
+    def percentile(self, share: float) -> float:
+        """The time in milliseconds within which `share` percent were answered; NaN where none was."""
+        return float(np.percentile(self.milliseconds, share)) if len(self.milliseconds) else float("nan")
+
+
+def recommend_requests(
+    item_ids: Sequence[str],
+    history_length: int,
+    k: int = 10,
+    model_name: str = "default",
+    number: int = 512,
+    seed: int = 0,
+) -> list[bytes]:
+    """Requests for `recommend` with random histories, as bytes."""
+    rng, wire = np.random.default_rng(seed), _Wire(model_name, None, None)
+    requests = []
+    for _ in range(number):
+        history = [item_ids[i] for i in rng.integers(len(item_ids), size=history_length)]
+        question = Questions.recommend(history, k)
+        requests.append(wire.request(question.signature_name, question.inputs).SerializeToString())
+    return requests
+
+
+def load_test(
+    address: str,
+    requests: Sequence[bytes],
+    *,
+    clients: int = 8,
+    seconds: float = 10.0,
+    rate: float | None = None,
+    timeout: float = 10.0,
+    keep_answers: bool = False,
+) -> LoadReport:
+    """Send `PredictRequest`s, in turn, and time the answers.
+
+    Args:
+        address: `host:port` of gRPC.
+        requests: serialized, so that little of the time measured is the client's own.
+        clients: how many send one request after the other; without meaning where a `rate` is given.
+        seconds: how long to send; what is under way then is waited for.
+        rate: requests a second, sent whether or not earlier ones are answered: what a public does.
+        timeout: seconds until a request is given up.
+        keep_answers: whether the report holds the answers.
+    """
+    took: list[float] = []
+    refused: list[float] = []
+    answers: list[bytes] = []
+    errors: Counter[str] = Counter()
+    with contextlib.ExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+        number = CHANNELS if rate else clients
+        channels = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(number)]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(timeout)
+        calls: list[Any] = [channel.unary_unary(PREDICT) for channel in channels]
+
+        def finish(call: Any, begin: float, answer: bytes | None = None) -> None:
+            """Note how a call ended."""
+            spent = time.perf_counter() - begin
+            if call.code() is not grpc.StatusCode.OK:
+                errors[call.code().name] += 1
+                refused.append(spent)
+                return
+            took.append(spent)
+            if keep_answers:
+                answers.append(call.result() if answer is None else answer)
+
+        def ask(client: int) -> None:
+            """One request after the other."""
+            sent = client
+            while time.perf_counter() < end:
+                begin, answer = time.perf_counter(), b""
+                try:
+                    answer, call = calls[client].with_call(requests[sent % len(requests)], timeout)
+                except grpc.RpcError as error:
+                    call = error
+                finish(call, begin, answer)
+                sent += clients
+
+        start = time.perf_counter()
+        end = start + seconds
+        if rate is None:
+            with ThreadPoolExecutor(clients) as pool:
+                list(pool.map(ask, range(clients)))
+        else:
+            under_way: list[Any] = []
+            while (now := time.perf_counter()) < end:
+                for _ in range(int((now - start) * rate) - len(under_way)):
+                    call = calls[len(under_way) % CHANNELS].future(requests[len(under_way) % len(requests)], timeout)
+                    call.add_done_callback(partial(finish, begin=time.perf_counter()))
+                    under_way.append(call)
+                time.sleep(0.001)
+            for call in under_way:
+                call.code()  # waits
+        lasted = time.perf_counter() - start
+    return LoadReport(lasted, 1e3 * np.array(took), 1e3 * np.array(refused), dict(errors), answers)
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A model server in a process of its own.
+
+    Attributes:
+        process: it.
+        address: of its gRPC.
+        rest_address: of its REST API, with its metrics.
+    """
+
+    process: subprocess.Popen
+    address: str
+    rest_address: str
+
+    def totals(self) -> tuple[float, float]:
+        """How many requests went through the model so far, and the milliseconds they spent there."""
+        with urllib.request.urlopen(f"http://{self.rest_address}{METRICS_PATH}", timeout=10) as answer:
+            text = answer.read().decode()
+        sums = [
+            sum(float(value) for value in re.findall(rf"runtime_latency_{what}{{.*?}} (\S+)", text))
+            for what in ("count", "sum")
+        ]
+        return sums[0], sums[1] / 1e3
+
+
+@contextlib.contextmanager
+def server_process(model_base_path: Path, *flags: str) -> Iterator[ServerProcess]:
+    """Start `tfrec-model-server` on free ports; stop it at the end.
+
+    Raises:
+        RuntimeError: it does not start; the message is its own.
+    """
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
+        monitoring = Path(folder, "monitoring.config")
+        monitoring.write_text(f'prometheus_config {{ enable: true, path: "{METRICS_PATH}" }}')
+        own = ["--port=0", "--rest_api_port=0", f"--model_base_path={model_base_path}"]
+        start = [sys.executable, "-c", "from tfrec_serving.server import main; main()"]
+        process = subprocess.Popen(
+            [*start, *own, f"--monitoring_config_file={monitoring}", *flags],
+            stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            found = re.search(r"gRPC at (\S+?), REST at (\S+?)\. ", said)
+            if found is None:
+                process.wait()
+                log.seek(0)
+                raise RuntimeError(f"The server did not start: {(log.read().strip() or said).splitlines()[-1]}")
+            yield ServerProcess(process, found[1], found[2])
+        finally:
+            process.terminate()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
