@@ -203,7 +203,7 @@ class ServingModel(tf.Module):
             put = tf.tensor_scatter_nd_update
             return put(scores, cold, share), put(items, cold, popular)
 
-        scores, items = tf.cond(tf.size(cold) > 0, with_popular, lambda: (scores, items))
+        scores, items = tf.cond(tf.logical_and(tf.size(cold) > 0, width > 0), with_popular, lambda: (scores, items))
         return self._answer(scores, items, k)
 
     def _answer(self, scores, items, k):
@@ -273,6 +273,8 @@ def export(
         check(aside)
         version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
         return aside.rename(out / str(version))
+    except tf.errors.OpError as error:  # such as a disk that is full
+        raise OSError(f"`{aside}` cannot be written: {error.message.splitlines()[0]}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -69,5 +69,10 @@ class Vocabulary:
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Vocabulary:
         """Read the vocabulary that `save` wrote into `folder`."""
-        content = json.loads(Path(folder, cls.FILE_NAME).read_text(encoding="utf-8"))
+        path = Path(folder, cls.FILE_NAME)
+        if not path.is_file():
+            raise ValueError(
+                f"`{folder}` has no {cls.FILE_NAME}, so its items have no ids: copy or make the folder whole."
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
         return cls(content["item_ids"])

@@ -65,10 +65,16 @@ def read_tensor(tensor: tensor_pb2.TensorProto) -> np.ndarray:
     """The array of a `TensorProto`; strings, most of what is sent, without a look at each.
 
     Raises:
-        ValueError, TypeError: it is no tensor.
+        ValueError, TypeError, OverflowError: it is no tensor.
     """
     shape = [d.size for d in tensor.tensor_shape.dim]
-    if tensor.dtype != STRING or len(tensor.string_val) != math.prod(shape):
+    if tensor.tensor_shape.unknown_rank or min(shape, default=0) < 0:
+        raise ValueError("its shape is not fully known")
+    if (
+        8 * math.prod(shape) > MAX_MESSAGE_BYTES
+    ):  # a shape alone takes no place in a message, yet its values do in memory
+        raise ValueError(f"{math.prod(shape):,} values are more than are taken")
+    if tensor.dtype != STRING or tensor.tensor_content or len(tensor.string_val) != math.prod(shape):
         return make_ndarray(tensor)
     values = np.empty(len(tensor.string_val), object)
     values[:] = tensor.string_val
@@ -138,7 +144,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         signature_name = request.model_spec.signature_name or "serving_default"
         try:
             inputs = {name: read_tensor(value) for name, value in request.inputs.items()}
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise RequestError("INVALID_ARGUMENT", f"an input is no tensor: {error}") from None
         outputs = self.predictor.predict(servable, signature_name, inputs, request.output_filter, timeout)
         answer = predict_pb2.PredictResponse()

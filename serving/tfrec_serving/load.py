@@ -23,6 +23,7 @@ import numpy as np
 from tfrec_serving.client import PREDICT, Questions, _Wire
 
 CHANNELS = 8
+CONNECT_SECONDS = 10
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
@@ -102,7 +103,7 @@ def load_test(
         number = CHANNELS if rate else clients
         channels = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(number)]
         for channel in channels:
-            grpc.channel_ready_future(channel).result(timeout)
+            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
         calls: list[Any] = [channel.unary_unary(PREDICT) for channel in channels]
 
         def finish(call: Any, begin: float, answer: bytes | None = None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -35,37 +36,43 @@ class Servable:
         name: of the model.
         folder: `.../<version>`, a SavedModel.
     Raises:
-        ValueError: it is no SavedModel, or needs ops that are not installed; the message says which.
+        ValueError: it is no SavedModel, is damaged, or needs ops that are not installed; the message says what.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder, self.version = name, folder, int(folder.name)
-        manifest = folder / "tfrec_manifest.json"
-        if manifest.is_file():
-            for package in json.loads(manifest.read_text(encoding="utf-8"))["custom_ops"]:
-                try:
-                    importlib.import_module(OP_PACKAGES[package])
-                except ImportError as error:
-                    raise ValueError(
-                        f"`{folder}` needs the ops of {package}: pip install {package.lower()}. "
-                        "Or export with `--index exact`."
-                    ) from error
-        proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = dict(proto.meta_graphs[0].signature_def)
+        _import_ops(folder)
+        path = folder / "saved_model.pb"
+        if not path.is_file():
+            raise ValueError(f"`{folder}` is no SavedModel: it has no saved_model.pb.")
+        try:
+            proto = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+            self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = dict(proto.meta_graphs[0].signature_def)
+        except (DecodeError, IndexError):
+            raise ValueError(f"`{path}` is damaged: export again.") from None
         self._specs = {name: _specs(definition) for name, definition in self.signature_defs.items()}
-        self._model = tf.saved_model.load(str(folder))
+        try:
+            self._model = tf.saved_model.load(str(folder))
+        except Exception as error:  # TensorFlow has many for a damaged file
+            raise ValueError(f"`{folder}` cannot be loaded: {str(error).splitlines()[0]}") from error
         self._functions = self._model.signatures
         self._warm_up()
 
     def _warm_up(self) -> None:
         """Replay the warm-up file, so that the first request is as fast as the next."""
         path = self.folder / WARMUP
-        if path.is_file():
+        if not path.is_file():
+            return
+        try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
                 inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
                 signature_name = request.model_spec.signature_name or "serving_default"
                 self.run(signature_name, self.check(signature_name, inputs))
+        except (tf.errors.OpError, DecodeError):
+            raise ValueError(f"The warm-up file `{path}` is damaged: remove it, or export again.") from None
+        except RequestError as error:
+            raise ValueError(f"The warm-up file `{path}` has a request that is refused: {error}") from None
 
     def check_outputs(self, signature_name: str, outputs: Iterable[str]) -> None:
         """Raise `RequestError` where an output filter names what the signature lacks."""
@@ -113,6 +120,24 @@ class Servable:
         if signature_name not in self._functions:  # which lack what is not to be called
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature_name}" not found.')
         return self.signature_defs[signature_name]
+
+
+def _import_ops(folder: Path) -> None:
+    """Register the ops that a version's manifest asks for."""
+    manifest = folder / "tfrec_manifest.json"
+    if not manifest.is_file():
+        return
+    try:
+        packages = json.loads(manifest.read_text(encoding="utf-8"))["custom_ops"]
+    except (ValueError, KeyError):
+        raise ValueError(f"`{manifest}` is damaged: export again.") from None
+    for package in packages:
+        try:
+            importlib.import_module(OP_PACKAGES[package])
+        except ImportError as error:
+            raise ValueError(
+                f"`{folder}` needs the ops of {package}: pip install {package.lower()}. Or export with `--index exact`."
+            ) from error
 
 
 def _specs(definition: meta_graph_pb2.SignatureDef) -> dict[str, tuple[str, list[int] | None]]:
