@@ -16,13 +16,8 @@ lint: .venv/ready
 	ruff format --check .
 	mypy
 
-# with uv where it is installed: the same packages, sooner
-.venv/ready: pyproject.toml
-	if command -v uv >/dev/null; then \
-		uv venv --quiet --allow-existing --python $(PYTHON) .venv && uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
-	else \
-		$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
-	fi
+.venv/ready: pyproject.toml serving/docker/install.sh
+	sh serving/docker/install.sh .venv $(PYTHON) -e '.[dev]'
 	touch $@
 
 # peers live in environments of their own; DATA is a prepared folder

@@ -6,9 +6,9 @@ Ours rather than the Prometheus client's: that one appends `_total` to counters,
 from __future__ import annotations
 
 import bisect
+import functools
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
 
 REQUESTS = ":tensorflow:serving:request_count"
 LATENCY = ":tensorflow:serving:request_latency"
@@ -37,12 +37,12 @@ class Metrics:
     def count(self, name: str, **labels: str) -> None:
         """Add one to a counter."""
         with self._lock:
-            self._counts[name, _labels(labels.items())] += 1
+            self._counts[name, _labels(tuple(labels.items()))] += 1
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put a value into a histogram."""
         with self._lock:
-            key = name, _labels(labels.items())
+            key = name, _labels(tuple(labels.items()))
             histogram = self._histograms.setdefault(
                 key, [0.0] * (len(BUCKETS) + 2)
             )  # a count for each bucket, and the sum
@@ -70,6 +70,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def _labels(pairs: Iterable[tuple[str, str]]) -> str:
+@functools.lru_cache(maxsize=1024)
+def _labels(pairs: tuple[tuple[str, str], ...]) -> str:
     escape = lambda value: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")  # noqa: E731
     return ",".join(f'{name}="{escape(value)}"' for name, value in sorted(pairs))

@@ -1,6 +1,7 @@
 """The contract page and the operator's files keep their word: its requests are replayed, its files are read."""
 
 import json
+import logging
 import re
 import subprocess
 import urllib.request
@@ -11,10 +12,11 @@ import pytest
 
 from tfrec_serving.batching import BatchingParameters
 from tfrec_serving.config import read_batching, read_models, read_monitoring, read_ssl
-from tfrec_serving.server import Server
+from tfrec_serving.server import JsonFormatter, Server
 
 SERVING = Path(__file__).parents[2] / "serving"
 PAGE = (SERVING / "README.md").read_text(encoding="utf-8")
+METRIC = re.compile(r":tensorflow[\w:]+")
 BLOCKS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
 
 
@@ -48,6 +50,44 @@ def test_the_operators_files_are_read():
     compose = (SERVING / "compose.yaml").read_text()
     assert set(re.findall(r"--(\w+)=", compose)) <= known
     assert set(re.findall(r"--(\w+)=", (SERVING / "k8s" / "recommender.yaml").read_text())) <= known
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(exact_export, tmp_path):
+    text = (SERVING / "grafana.json").read_text(encoding="utf-8")
+    asked = {
+        name for panel in json.loads(text)["panels"] for t in panel["targets"] for name in METRIC.findall(t["expr"])
+    }
+    flags = {
+        "monitoring_config_file": SERVING / "config" / "monitoring.config",
+        "batching_parameters_file": SERVING / "config" / "batching.config",
+    }
+    with Server(exact_export, 0, 0, **flags) as server:
+        url = f"http://127.0.0.1:{server.rest_api_port}"
+        body = json.dumps({"instances": [["a"]]}).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/models/default:predict", body)).close()
+        with urllib.request.urlopen(f"{url}/monitoring/prometheus/metrics") as answer:
+            given = set(re.findall(r"^(:[\w:]+)", answer.read().decode(), re.MULTILINE))
+    assert asked
+    assert asked <= given
+
+
+def test_the_images_run_nothing_but_the_script_that_make_runs():
+    root = SERVING.parent
+    runs = re.findall(r"^RUN (.*)$", (root / "Dockerfile").read_text(), re.MULTILINE)
+    assert runs == ["sh serving/docker/install.sh /opt/tfrec python3 ."]
+    assert "sh serving/docker/install.sh .venv" in (root / "Makefile").read_text()
+    copied = re.findall(r"^COPY (?!--)(.*) \S+$", (root / "Dockerfile").read_text(), re.MULTILINE)
+    assert all((root / name).exists() for line in copied for name in line.split() if "$" not in name)
+
+
+def test_a_log_line_is_json():
+    record = logging.LogRecord(
+        "tfrec_serving", logging.INFO, __file__, 1, "Serving version %d of %s", (3, "films"), None
+    )
+    record.model, record.version = "films", 3
+    line = json.loads(JsonFormatter().format(record))
+    assert line.pop("time").endswith("+00:00")
+    assert line == {"level": "INFO", "message": "Serving version 3 of films", "model": "films", "version": 3}
 
 
 def test_tls_and_mutual_tls(exact_export, tmp_path):
