@@ -1,4 +1,4 @@
-"""Our indexes: `python ours.py KIND FOLDER`; each answers through a `tf.function`, as in a SavedModel."""
+"""Our indexes: `python ours.py KIND FOLDER`; each answers through a concrete function, which a signature of a SavedModel is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def main(kind: str, folder: Path) -> None:
     del vectors
 
     def searcher():
-        query = tf.function(lambda q: index.query(q, K)[1], input_signature=[tf.TensorSpec((None, WIDTH))])
+        spec = tf.TensorSpec((None, WIDTH))
+        query = tf.function(lambda q: index.query(q, K)[1], input_signature=[spec]).get_concrete_function()
         return lambda queries: query(tf.constant(queries)).numpy()
 
     measure(kind, index.settings | {"chosen": True}, searcher(), folder, **own)

@@ -23,6 +23,8 @@ SAMPLE = 64
 ITERATIONS = 10
 BLOCK = 1 << 12
 """Items compared with the centres at a time."""
+GATHERED = 4
+"""How many times as long a vector takes that is gathered from its leaf as one in a product with all of them."""
 RESCORED = 4
 """How many times as many candidates as asked for get exact scores after a scan of int8 codes."""
 
@@ -81,7 +83,7 @@ class PartitionedIndex(ExactIndex):
 
     Leaves come from k-means and are split until none is much larger than the mean; vectors lie leaf by leaf, without padding.
     A leaf promises a query the dot product with the direction of its mean, times its longest vector: so vectors of any length
-    are ranked right, long ones first. All leaves are visited, rather, where the candidates asked for need most of them.
+    are ranked right, long ones first. All items are ranked, rather, where the candidates asked for need a quarter of the leaves.
     Source: the inverted file of Jegou et al. 2011 (IVF-Flat, as in FAISS). Differs from the source: inner product over
     vectors of any length, leaves of bounded size.
 
@@ -148,7 +150,7 @@ class PartitionedIndex(ExactIndex):
         enough = 2 * num_leaves / self.num_items * tf.cast(number, tf.float32)
         probes = tf.maximum(self.probes, tf.cast(tf.minimum(enough, num_leaves), tf.int32))
         return tf.cond(
-            2 * probes >= num_leaves,
+            GATHERED * probes >= num_leaves,
             lambda: tuple(tf.math.top_k(self.score_all(queries), number)),
             lambda: self._visit(queries, number, probes),
         )
