@@ -151,9 +151,13 @@ class PartitionedIndex(ExactIndex):
         probes = tf.maximum(self.probes, tf.cast(tf.minimum(enough, num_leaves), tf.int32))
         return tf.cond(
             GATHERED * probes >= num_leaves,
-            lambda: tuple(tf.math.top_k(self.score_all(queries), number)),
+            lambda: self._rank_all(queries, number),
             lambda: self._visit(queries, number, probes),
         )
+
+    def _rank_all(self, queries, number):
+        scores, rows = tf.math.top_k(super().score_all(queries), number)
+        return scores, tf.gather(self._item, rows)
 
     def _visit(self, queries, number, probes):
         """A query at a time: what one visits fits the cache, and a server's threads take several."""
