@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import logging
@@ -138,9 +139,10 @@ def serve(
     """
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(tensorflow_intra_op_parallelism)
     threads = tensorflow_inter_op_parallelism or max(1, len(os.sched_getaffinity(0)) - 1)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    with contextlib.suppress(RuntimeError):  # a process that has used TensorFlow before keeps the threads it has
+        tf.config.threading.set_intra_op_parallelism_threads(tensorflow_intra_op_parallelism)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
