@@ -45,6 +45,7 @@ def run_main(monkeypatch, *arguments) -> int:
         (["recommend", "localhost:9", "--history", "a"], "UNAVAILABLE"),
         (["lite", "no", "--out", "x"], "`no` is not a run"),
         (["serve", "no"], "`no` has no version folder"),
+        (["bench", "serve", "no"], "`no` is not an export"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):

@@ -433,7 +433,8 @@ def bench_serve(
             report = load_test(server.address, requests, **load)  # type: ignore[arg-type]
             later, more = server.totals()
         in_model = (more - spent) / max(later - count, 1)
-        own = {"ms_in_model": in_model, "share_in_model": in_model / float(report.milliseconds.mean())}
+        if len(report.milliseconds):
+            own = {"ms_in_model": in_model, "share_in_model": in_model / float(report.milliseconds.mean())}
     else:
         report = load_test(address, requests, **load)  # type: ignore[arg-type]
     percentiles = {f"p{share:g}_ms": report.percentile(share) for share in (50, 90, 99, 100)}

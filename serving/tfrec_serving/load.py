@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from tfrec_serving.client import PREDICT, Questions, _Wire
+from tfrec_serving.client import PREDICT, Questions, ServingError, _Wire
 
 CHANNELS = 8
 CONNECT_SECONDS = 10
@@ -93,6 +93,8 @@ def load_test(
         rate: requests a second, sent whether or not earlier ones are answered: what a public does.
         timeout: seconds until a request is given up.
         keep_answers: whether the report holds the answers.
+    Raises:
+        ServingError: nothing answers at the address.
     """
     took: list[float] = []
     refused: list[float] = []
@@ -102,8 +104,11 @@ def load_test(
         options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
         number = CHANNELS if rate else clients
         channels = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(number)]
-        for channel in channels:
-            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+        try:
+            for channel in channels:
+                grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ServingError(grpc.StatusCode.UNAVAILABLE, f"Nothing answers at {address}.") from None
         calls: list[Any] = [channel.unary_unary(PREDICT) for channel in channels]
 
         def finish(call: Any, begin: float, answer: bytes | None = None) -> None:
@@ -178,7 +183,7 @@ def server_process(model_base_path: Path, *flags: str) -> Iterator[ServerProcess
     """Start `tfrec-model-server` on free ports; stop it at the end.
 
     Raises:
-        RuntimeError: it does not start; the message is its own.
+        ServingError: it does not start; the message is its own.
     """
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
         monitoring = Path(folder, "monitoring.config")
@@ -196,7 +201,8 @@ def server_process(model_base_path: Path, *flags: str) -> Iterator[ServerProcess
             if found is None:
                 process.wait()
                 log.seek(0)
-                raise RuntimeError(f"The server did not start: {(log.read().strip() or said).splitlines()[-1]}")
+                said = (log.read().strip() or said).splitlines()[-1]
+                raise ServingError(grpc.StatusCode.UNAVAILABLE, f"The server did not start: {said}")
             yield ServerProcess(process, found[1], found[2])
         finally:
             process.terminate()

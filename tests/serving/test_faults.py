@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -14,7 +15,9 @@ import urllib.error
 import urllib.request
 
 import pytest
+from typer.testing import CliRunner
 
+from tfrec.cli import app
 from tfrec.export import latest_version
 from tfrec_serving import Client
 from tfrec_serving.load import load_test, recommend_requests, server_process
@@ -158,3 +161,19 @@ def test_too_much_is_refused_and_a_killed_server_starts_again(exact_export, data
         server.process.wait()
     with server_process(exact_export, "--log_format=json") as server, Client(server.address) as client:
         assert client.recommend(data.vocabulary.item_ids[:2])
+        load = [
+            "bench",
+            "serve",
+            str(exact_export),
+            "--address",
+            server.address,
+            "--seconds",
+            "0.3",
+            "--clients",
+            "2",
+            "--json",
+        ]
+        figures = json.loads(CliRunner().invoke(app, load).output)
+        assert figures["answers_per_second"] > 1
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+        assert figures["errors"] == {}
