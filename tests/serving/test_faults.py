@@ -15,6 +15,8 @@ import urllib.error
 import urllib.request
 
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 from typer.testing import CliRunner
 
 from tfrec.cli import app
@@ -70,6 +72,17 @@ def test_a_damaged_version_is_refused_with_a_reason(exact_export, tmp_path, dama
     damage(tmp_path / "1")
     with pytest.raises(ValueError, match=message):
         Server(tmp_path, 0)
+
+
+def test_a_warm_up_request_without_a_signature_means_the_default(exact_export, tmp_path):
+    shutil.copytree(latest_version(exact_export), tmp_path / "1")
+    log = prediction_log_pb2.PredictionLog()
+    request = log.predict_log.request
+    request.model_spec.name = "default"
+    request.inputs["history"].CopyFrom(tf.make_tensor_proto([["a"]]))
+    with tf.io.TFRecordWriter(str(tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests")) as writer:
+        writer.write(log.SerializeToString())
+    Server(tmp_path, 0).stop()
 
 
 def test_a_run_without_its_vocabulary(run, tmp_path):
