@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +33,6 @@ from tfrec_serving.servable import RequestError, Servable
 MAX_MESSAGE_BYTES = 64 << 20
 LONGEST_WAIT_SECONDS = 86_400.0
 """A call without a deadline has one in the far future."""
-REFUSING = "refusing"
-"""The name of the thread in which requests are refused."""
 STRING = types_pb2.DT_STRING
 VALUES: dict[np.dtype, tuple[types_pb2.DataType, str]] = {
     np.dtype(np.float32): (types_pb2.DT_FLOAT, "float_val"),
@@ -123,29 +120,6 @@ def _answering(context: grpc.ServicerContext) -> Iterator[None]:
         context.abort(grpc.StatusCode[error.code], str(error))
 
 
-class _Pool(ThreadPoolExecutor):
-    """The threads that answer, and one more for calls beyond a limit: there `Predict` refuses, and health checks are answered.
-
-    gRPC's own limit refuses health checks too, and hangs up while a request still comes in, which clients may see as CANCELLED.
-    """
-
-    def __init__(self, num_threads: int, limit: int) -> None:
-        super().__init__(num_threads, thread_name_prefix="grpc")
-        self._beyond = ThreadPoolExecutor(1, thread_name_prefix=REFUSING)
-        self._places = threading.Semaphore(limit)
-
-    def submit(self, fn, /, *args, **kwargs):
-        if not self._places.acquire(blocking=False):
-            return self._beyond.submit(fn, *args, **kwargs)
-        future = super().submit(fn, *args, **kwargs)
-        future.add_done_callback(lambda _: self._places.release())
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._beyond.shutdown(wait, cancel_futures=cancel_futures)
-        super().shutdown(wait, cancel_futures=cancel_futures)
-
-
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """`Predict` and `GetModelMetadata`."""
 
@@ -164,8 +138,6 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             self.predictor.count("GRPC", "Predict", request.model_spec.name, code, begin)
 
     def _predict(self, request, timeout: float | None) -> predict_pb2.PredictResponse:
-        if threading.current_thread().name.startswith(REFUSING):
-            raise RequestError("RESOURCE_EXHAUSTED", "Concurrent request limit exceeded!")
         if not request.HasField("model_spec"):
             raise RequestError("INVALID_ARGUMENT", "Missing ModelSpec")
         servable = find(self.predictor.models, request.model_spec)
@@ -250,8 +222,8 @@ def start(
         RuntimeError: the port is taken.
     """
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
-    pool = _Pool(num_threads, max_concurrent_requests)
-    server = grpc.server(pool, options=options, maximum_concurrent_rpcs=16 * max_concurrent_requests)
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grpc")
+    server = grpc.server(pool, options=options, maximum_concurrent_rpcs=max_concurrent_requests)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(predictor), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(predictor.models), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(predictor.models), server)
