@@ -426,9 +426,7 @@ def bench_serve(
     if address is None:
         flags = ["--enable_batching"] if batching else []
         with server_process(export, *flags, f"--model_name={model_name}") as server:
-            load_test(
-                server.address, requests, clients=clients, seconds=min(seconds, 2)
-            )  # as warm as a server that runs
+            load_test(server.address, requests, clients=clients, seconds=min(seconds, 2))  # warms it up
             count, spent = server.totals()
             report = load_test(server.address, requests, **load)  # type: ignore[arg-type]
             later, more = server.totals()
