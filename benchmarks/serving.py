@@ -34,13 +34,10 @@ def resident_mib(server: ServerProcess) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def measured(server: ServerProcess, requests: list[bytes], clients: int, seconds: float = 10) -> LoadReport:
+def measured(server: ServerProcess, requests: list[bytes], clients: int) -> LoadReport:
     """A load test of a warm server, printed with the time in the model."""
-    load_test(server.address, requests, clients=clients, seconds=2)
-    count, spent = server.totals()
-    report = load_test(server.address, requests, clients=clients, seconds=seconds)
-    later, more = server.totals()
-    in_model, mean = (more - spent) / (later - count), report.milliseconds.mean()
+    report, in_model = server.measure(requests, clients=clients)
+    mean = report.milliseconds.mean()
     print(
         f"{clients} clients: {report.rate:.0f}/s, p50 {report.percentile(50):.2f} ms, p99 {report.percentile(99):.2f} ms; in the "
         f"model {in_model:.2f} ms of {mean:.2f} ({in_model / mean:.0%}); p50 less "

@@ -426,11 +426,7 @@ def bench_serve(
     if address is None:
         flags = ["--enable_batching"] if batching else []
         with server_process(export, *flags, f"--model_name={model_name}") as server:
-            load_test(server.address, requests, clients=clients, seconds=min(seconds, 2))  # warms it up
-            count, spent = server.totals()
-            report = load_test(server.address, requests, **load)  # type: ignore[arg-type]
-            later, more = server.totals()
-        in_model = (more - spent) / max(later - count, 1)
+            report, in_model = server.measure(requests, **load)  # type: ignore[arg-type]
         if len(report.milliseconds):
             own = {"ms_in_model": in_model, "share_in_model": in_model / float(report.milliseconds.mean())}
     else:

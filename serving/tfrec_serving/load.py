@@ -163,7 +163,16 @@ class ServerProcess:
     address: str
     rest_address: str
 
-    def totals(self) -> tuple[float, float]:
+    def measure(self, requests: Sequence[bytes], *, seconds: float = 10.0, **load: Any) -> tuple[LoadReport, float]:
+        """A load test once the server is warm, and the mean milliseconds in the model; the arguments are those of `load_test`."""
+        warm = {"clients": load.get("clients", 8), "seconds": min(seconds, 2)}
+        load_test(self.address, requests, **warm)  # type: ignore[arg-type]
+        count, spent = self._totals()
+        report = load_test(self.address, requests, seconds=seconds, **load)
+        later, more = self._totals()
+        return report, (more - spent) / max(later - count, 1)
+
+    def _totals(self) -> tuple[float, float]:
         """How many requests went through the model so far, and the milliseconds they spent there."""
         with urllib.request.urlopen(f"http://{self.rest_address}{METRICS_PATH}", timeout=10) as answer:
             text = answer.read().decode()

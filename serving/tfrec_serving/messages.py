@@ -31,8 +31,9 @@ _FIELDS = {
 AVAILABLE = 30
 """The state of a version that answers."""
 _NUMPY = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 10: np.bool_}
-_VALUES = {1: "float_val", 2: "double_val", 3: "int_val", 7: "string_val", 9: "int64_val", 10: "bool_val"}
-_DTYPES = {np.dtype(kind): number for number, kind in _NUMPY.items()}
+VALUES = {1: "float_val", 2: "double_val", 3: "int_val", 7: "string_val", 9: "int64_val", 10: "bool_val"}
+DTYPES = {np.dtype(kind): number for number, kind in _NUMPY.items()}
+"""TensorFlow's number of each dtype but strings, and above in which field its values lie."""
 STRING = 7
 
 
@@ -69,9 +70,9 @@ def fill_tensor(tensor: Any, array: np.ndarray) -> None:
         tensor.dtype = STRING
         tensor.string_val.extend(v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1).tolist())
         return
-    if array.dtype not in _DTYPES:
+    if array.dtype not in DTYPES:
         raise TypeError(f"An input has the dtype {array.dtype}, which no signature takes.")
-    tensor.dtype, tensor.tensor_content = _DTYPES[array.dtype], array.tobytes()
+    tensor.dtype, tensor.tensor_content = DTYPES[array.dtype], array.tobytes()
 
 
 def read_tensor(tensor: Any) -> np.ndarray:
@@ -80,7 +81,7 @@ def read_tensor(tensor: Any) -> np.ndarray:
     kind = _NUMPY.get(tensor.dtype, object)
     if tensor.tensor_content:
         return np.frombuffer(tensor.tensor_content, kind).reshape(shape)
-    values = list(getattr(tensor, _VALUES[tensor.dtype]))
+    values = list(getattr(tensor, VALUES[tensor.dtype]))
     missing = int(np.prod(shape)) - len(values)  # a tail of equal values is sent once
     array: np.ndarray = np.empty(len(values) + missing, kind)
     array[:] = values + values[-1:] * missing

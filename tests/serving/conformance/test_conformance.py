@@ -5,6 +5,7 @@ Nothing here knows the catalogue: item ids are those that the server itself reco
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import urllib.request
@@ -283,7 +284,7 @@ def test_rest_single_input_and_output_stand_alone(target):
     status, answer = target.rest(path, {"signature_name": "embed_items", "instances": target.items[:2]})
     assert status == 200
     assert len(answer["predictions"]) == 2
-    encoded = [{"b64": __import__("base64").b64encode(target.items[0].encode()).decode()}]
+    encoded = [{"b64": base64.b64encode(target.items[0].encode()).decode()}]
     status, same = target.rest(path, {"signature_name": "embed_items", "inputs": encoded})
     assert status == 200
     np.testing.assert_allclose(same["outputs"][0], answer["predictions"][0], rtol=1e-5)
