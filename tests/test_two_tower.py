@@ -34,6 +34,15 @@ def test_fit_evaluate_predict(batch, loss):
     np.testing.assert_allclose(queries, np.array(model(batch[0]))[:, -1], atol=1e-5)
 
 
+def test_a_query_of_nothing_but_zeros_has_a_gradient(batch):
+    """Where all that was read is hidden, an HSTU query is zero, and has no direction."""
+    tower = SequenceTower(6, 1, block="hstu", positions=["relative"], mask_rate=0.9, normalize=True)
+    model = TwoTower(ItemTower(11, 8, normalize=True), tower)
+    model.compile(keras.optimizers.Adam(0.01), loss=FullSoftmax(), jit_compile=True)
+    losses = model.fit(*batch, epochs=5, batch_size=8, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+
+
 def test_a_keras_file_holds_the_whole_model(batch, tmp_path):
     model = make(TfrsRetrieval(np.arange(11), num_negatives=5))
     model.fit(*batch, verbose=0)

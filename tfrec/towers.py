@@ -39,6 +39,11 @@ def newest(x, is_real):
     return ops.sum(ops.where(ops.expand_dims(is_newest, -1), x, 0), axis=1)
 
 
+def of_length_1(x):
+    """The vectors of the last axis, divided by their length; zeros stay zeros, with a gradient of zero, not NaN."""
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+
+
 @keras.saving.register_keras_serializable("tfrec")
 class ItemTower(keras.layers.Layer):
     """Embeds items: an id table, shared by the histories that are read and the catalogue that is ranked.
@@ -120,7 +125,7 @@ class ItemTower(keras.layers.Layer):
 
     def _as_candidates(self, x):
         x = ops.cast(x, "float32")
-        return ops.normalize(x, axis=-1) if self.normalize else x
+        return of_length_1(x) if self.normalize else x
 
     def candidates(self, item_index):
         """What queries are compared with: float32 tensor, shape `(*item_index.shape, width)`."""
@@ -282,7 +287,7 @@ class SequenceTower(keras.layers.Layer):
             x = block(x, is_real, end, bias, training=training)
         x = self.norm(x)
         if self.normalize:
-            x = ops.normalize(x, axis=-1)
+            x = of_length_1(x)
         return ops.where(ops.expand_dims(is_real, -1), x, 0)
 
     def compute_output_shape(self, input_shape, *_, **__):

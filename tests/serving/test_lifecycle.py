@@ -9,6 +9,7 @@ import urllib.request
 import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tensorflow import make_tensor_proto
@@ -59,37 +60,81 @@ def wait_for(condition, seconds=20):
         time.sleep(0.02)
 
 
-def test_ten_swaps_under_load_lose_no_request_and_mix_no_versions(base):
-    """Every request is answered, by one version after the other up to the newest. (They are copies: contents are not compared.)"""
-    with Server(base, 0, model_name="films", file_system_poll_wait_seconds=0.1) as server:
+def publish_altered(base, number):
+    """A version of its own: its ids begin with its number, and its cosines are multiplied by the number's square."""
+    reader = tf.train.load_checkpoint(str(base / "1" / "variables" / "variables"))
+    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    (ids,) = (name for name in tensors if name.startswith("_item_ids/"))
+    (inverse_norm,) = (name for name in tensors if name.startswith("_inverse_norm/"))
+    tensors[ids] = np.array([b"%d:%s" % (number, item_id) for item_id in tensors[ids]], object)
+    tensors[inverse_norm] = tensors[inverse_norm] * np.float32(number)
+    aside = base / f".{number}.partial"
+    shutil.copytree(base / "1", aside)
+    shutil.rmtree(aside / "variables")
+    prefix = str(aside / "variables" / "variables")
+    tf.raw_ops.SaveV2(
+        prefix=prefix, tensor_names=[*tensors], shape_and_slices=[""] * len(tensors), tensors=[*tensors.values()]
+    )
+    aside.rename(base / str(number))
+
+
+@pytest.mark.parametrize(("batching", "swaps"), [(False, 10), (True, 3)])
+def test_swaps_under_load_lose_no_request_and_mix_no_versions(base, tmp_path, batching, swaps):
+    """No request fails, and ids and scores are those of the version that the answer names: no two versions answer alike."""
+    parameters = tmp_path / "batching.txt"
+    parameters.write_text(
+        "max_batch_size { value: 8 } batch_timeout_micros { value: 1000 } num_batch_threads { value: 2 }"
+    )
+    flags = {"batching_parameters_file": parameters} if batching else {}
+    with Server(base, 0, model_name="films", file_system_poll_wait_seconds=0.1, **flags) as server:
         stub_channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
         stub = prediction_service_pb2_grpc.PredictionServiceStub(stub_channel)
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = "films"
-        request.inputs["history"].CopyFrom(make_tensor_proto(np.array([["item-1", "item-2"]], object)))
-        failed, seen, stopped = [], set(), threading.Event()
+        requests = [predict_pb2.PredictRequest() for _ in range(2)]
+        for request, signature in zip(requests, ("serving_default", "similar_items"), strict=True):
+            request.model_spec.name, request.model_spec.signature_name = "films", signature
+        requests[0].inputs["history"].CopyFrom(make_tensor_proto(np.array([["item-1", "item-2"]], object)))
+        requests[1].inputs["item_ids"].CopyFrom(make_tensor_proto(np.array(["item-1"], object)))
+        requests[1].inputs["k"].CopyFrom(make_tensor_proto(np.array([10], np.int32)))
 
-        def load():
+        def ask(request):
+            """`(version, ids, scores)` of an answer."""
+            answer = stub.Predict(request, timeout=10)
+            ids, scores = (tf.make_ndarray(answer.outputs[name]) for name in ("item_ids", "scores"))
+            return answer.model_spec.version.value, ids[0].tolist(), scores[0]
+
+        expected = [ask(request) for request in requests]
+        failed, answers, stopped = [], [], threading.Event()
+
+        def load(request, of_first, power):
             while not stopped.is_set():
                 try:
-                    seen.add(stub.Predict(request, timeout=10).model_spec.version.value)
+                    answers.append((*ask(request), of_first, power))
                 except grpc.RpcError as error:
                     failed.append(error)
 
-        threads = [threading.Thread(target=load) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for number in range(2, 12):
-            publish(base, number)
-            wait_for(lambda n=number: server.models.find("films").version == n)
-        wait_for(lambda: 11 in seen)
-        stopped.set()
-        for thread in threads:
-            thread.join()
+        threads = [
+            threading.Thread(target=load, args=(request, of_first, power))
+            for request, of_first, power in zip(requests, expected, (0, 2), strict=True)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for number in range(2, swaps + 2):
+                publish_altered(base, number)
+                wait_for(lambda n=number: server.models.find("films").version == n)
+            wait_for(lambda: answers[-1][0] == swaps + 1)
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
         stub_channel.close()
     assert not failed
-    assert {1, 11} <= seen
-    assert len(seen) > 5
+    seen = {version for version, *_ in answers}
+    assert {1, swaps + 1} <= seen
+    assert len(seen) > swaps / 2
+    for version, ids, scores, (_, first_ids, first_scores), power in answers:
+        assert ids == (first_ids if version == 1 else [b"%d:%s" % (version, item_id) for item_id in first_ids])
+        np.testing.assert_allclose(scores, first_scores * version**power, rtol=1e-4)
 
 
 def test_a_broken_version_is_refused_and_the_old_one_serves_on(base):
