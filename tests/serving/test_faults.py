@@ -150,6 +150,20 @@ def test_clients_that_vanish(server, data):
 
 
 @pytest.mark.usefixtures("still_answers")
+def test_a_history_of_100_000_items(server, run, data):
+    """It is answered as its newest items are; as many unknown ones before them change nothing."""
+    history = data.vocabulary.item_ids[:2] * 50_000
+    newest = history[-run.config.max_length :]
+    answers = []
+    for address in (f"127.0.0.1:{server.port}", f"http://127.0.0.1:{server.rest_api_port}"):
+        with Client(address) as client:
+            for asked in (newest, history, ["nobody"] * 100_000 + newest):
+                answers.append([r.item_id for r in client.recommend(asked)])
+    assert len(answers[0]) == 10
+    assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.usefixtures("still_answers")
 def test_a_message_beyond_the_limit_is_refused(server):
     status, answer = rest(server, '{"instances": [["' + "x" * (65 << 20) + '"]]}')
     assert status == 413
