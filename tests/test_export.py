@@ -103,6 +103,12 @@ def test_the_manifest_says_what_a_server_needs(exact_export, scann_export, run):
     assert exact["num_items"] == 200
 
 
+def test_no_request_copies_a_table(exact_export, scann_export):
+    """A variable that a ResourceGather touched is copied whole by each later read."""
+    for folder in (exact_export, scann_export):
+        assert "ResourceGather" not in ops_of(latest_version(folder))
+
+
 def test_an_exact_export_has_stock_ops_only(exact_export, scann_export):
     assert not {op for op in ops_of(latest_version(exact_export)) if "Scann" in op or "PyFunc" in op}
     assert {op for op in ops_of(latest_version(scann_export)) if "Scann" in op}

@@ -128,6 +128,13 @@ class ServingModel(tf.Module):
         names = ("serving_default", "recommend", *filtered, "similar_items", "score", "embed_history", "embed_items")
         return {name: getattr(self, name) for name in names}
 
+    def release(self) -> None:
+        """Free what is not the run's. TensorFlow keeps the graphs of a `tf.cond` for ever, and so the variables in them."""
+        of_run = {id(v) for v in self._variables}
+        handles = [v.handle for v in self.variables if id(v) not in of_run]
+        for handle in [*handles, self._item_index.resource_handle]:
+            tf.raw_ops.DestroyResourceOp(resource=handle)
+
     def _serving_default(self, history, *times):
         exclude = tf.zeros((tf.shape(history)[0], 0), tf.string)
         return self._rank(history, times, exclude, tf.fill((tf.shape(history)[0],), self.k), self.k)
@@ -147,7 +154,7 @@ class ServingModel(tf.Module):
         item = self._item_index.lookup(item_ids) - FIRST_ITEM_INDEX  # B
         is_known = item >= 0
         own = tf.maximum(item, 0)
-        vectors = self.index.vectors_of(own) * tf.expand_dims(tf.gather(self._inverse_norm, own), 1)
+        vectors = self.index.vectors_of(own) * tf.expand_dims(tf.gather(self._inverse_norm.value(), own), 1)
         scores = self.index.score_all(vectors) * self._inverse_norm  # B N
         is_self = tf.equal(tf.range(self.index.num_items)[tf.newaxis], tf.expand_dims(own, 1))
         scores = tf.where(tf.logical_or(is_self, tf.expand_dims(~is_known, 1)), -np.inf, scores)
@@ -161,7 +168,7 @@ class ServingModel(tf.Module):
         item = self._item_index.lookup(candidates) - FIRST_ITEM_INDEX  # B C
         own = tf.maximum(item, 0)
         dots = tf.einsum("bd,bcd->bc", query, self.index.vectors_of(own))
-        scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share, own), dots)
+        scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share.value(), own), dots)
         return {"scores": tf.where(item >= 0, scores, -np.inf)}
 
     def _embed_history(self, history, *times):
@@ -198,7 +205,7 @@ class ServingModel(tf.Module):
             is_given = ~is_in(popular, tf.gather(excluded, rows))
             if allows:
                 is_given = tf.logical_and(is_given, allows(popular, rows))
-            share, kept = tf.math.top_k(tf.where(is_given, tf.gather(self._share, popular), -np.inf), width)
+            share, kept = tf.math.top_k(tf.where(is_given, tf.gather(self._share.value(), popular), -np.inf), width)
             popular = tf.gather(popular, kept, batch_dims=1)
             put = tf.tensor_scatter_nd_update
             return put(scores, cold, share), put(items, cold, popular)
@@ -211,7 +218,7 @@ class ServingModel(tf.Module):
         is_given = tf.expand_dims(tf.range(tf.shape(scores)[1]), 0) < tf.expand_dims(k, 1)
         is_given = tf.logical_and(is_given, scores > -np.inf)
         return {
-            "item_ids": tf.where(is_given, tf.gather(self._item_ids, items), ""),
+            "item_ids": tf.where(is_given, tf.gather(self._item_ids.value(), items), ""),
             "scores": tf.where(is_given, scores, -np.inf),
         }
 
@@ -340,6 +347,7 @@ def _write(
         "metrics": run.metrics,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    serving.release()
 
 
 def refresh(

@@ -71,7 +71,7 @@ class ItemFilter(tf.Module):
         is_named = tf.zeros_like(allow, tf.bool)  # whether an attribute of ours is meant
         lets_through = tf.ones((), tf.bool)
         for name, values in zip(self.names, self._values, strict=True):
-            of_item = tf.gather(values, items)[..., tf.newaxis]  # R C W 1
+            of_item = tf.gather(values.value(), items)[..., tf.newaxis]  # R C W 1
             has_one_of = lambda codes: tf.reduce_any(tf.logical_and(of_item == codes, codes > PAD), axis=(2, 3))  # noqa: B023, E731
             is_mine = tf.strings.regex_full_match(allow, f"{re.escape(name)}=(?s:.*)")
             is_named = tf.logical_or(is_named, is_mine)

@@ -30,7 +30,7 @@ def estimate_bytes(kind: str, num_items: int, width: int, storage: str = "float3
     kept = vectors * {"float32": 1.0, "bfloat16": 0.5, "int8": 1.25}[storage]
     if kind == "exact":
         return int(kept)
-    return int(kept + {"partitioned": vectors + 12 * num_items, "scann": 1.5 * vectors}[kind])
+    return int(kept + {"partitioned": vectors + 12 * num_items, "scann": 2.75 * vectors}[kind])
 
 
 def build_index(

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 SPARE = 1000
 """How many more candidates than asked for are looked at where a filter may take some out."""
+# rows are gathered from `variable.value()`: gathering from a variable itself makes TensorFlow copy it whole whenever it is read
 STORAGES = ("float32", "bfloat16")
 
 Allows = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -29,7 +30,7 @@ class ExactIndex(tf.Module):
     """Ranks every item by its dot product with the query: one matrix product and a top-k, in stock ops.
 
     Args:
-        vectors: float32 `(num_items, width)`.
+        vectors: float32 `(num_items, width)`; a `tf.Variable` is used as it is.
         storage: `"float32"`; or `"bfloat16"`: half the memory, and scores of the rounded vectors.
     """
 
@@ -37,13 +38,15 @@ class ExactIndex(tf.Module):
     is_exact = True
     custom_ops: tuple[str, ...] = ()
 
-    def __init__(self, vectors: np.ndarray | tf.Tensor, storage: str = "float32") -> None:
+    def __init__(self, vectors: np.ndarray | tf.Tensor | tf.Variable, storage: str = "float32") -> None:
         super().__init__(name=f"{self.kind}_index")
         if storage not in STORAGES:
             raise ValueError(
                 f"`storage` of an {self.kind} index is one of {', '.join(STORAGES)}. Received: {storage!r}."
             )
-        self.vectors = tf.Variable(tf.cast(vectors, storage), trainable=False, name="vectors")
+        if not isinstance(vectors, tf.Variable):
+            vectors = tf.Variable(tf.cast(vectors, storage), trainable=False, name="vectors")
+        self.vectors = vectors
         self.storage = storage
 
     @property
@@ -57,7 +60,7 @@ class ExactIndex(tf.Module):
 
     def vectors_of(self, items: tf.Tensor) -> tf.Tensor:
         """The vectors of items: float32 `(*items.shape, width)`."""
-        return tf.cast(tf.gather(self.vectors, items), tf.float32)
+        return tf.cast(tf.gather(self.vectors.value(), items), tf.float32)
 
     def score_all(self, queries: tf.Tensor) -> tf.Tensor:
         """The dot products of each query with every item: float32 `(batch, num_items)`."""

@@ -139,7 +139,7 @@ class PartitionedIndex(ExactIndex):
         return super().settings | leaves
 
     def vectors_of(self, items: tf.Tensor) -> tf.Tensor:
-        return super().vectors_of(tf.gather(self._row, items))
+        return super().vectors_of(tf.gather(self._row.value(), items))
 
     def score_all(self, queries: tf.Tensor) -> tf.Tensor:
         return tf.gather(super().score_all(queries), self._row, axis=1)
@@ -157,7 +157,7 @@ class PartitionedIndex(ExactIndex):
 
     def _rank_all(self, queries, number):
         scores, rows = tf.math.top_k(super().score_all(queries), number)
-        return scores, tf.gather(self._item, rows)
+        return scores, tf.gather(self._item.value(), rows)
 
     def _visit(self, queries, number, probes):
         """A query at a time: what one visits fits the cache, and a server's threads take several."""
@@ -171,8 +171,8 @@ class PartitionedIndex(ExactIndex):
 
     def _visit_one(self, query, leaves, number):
         column = tf.expand_dims(tf.range(self.largest_leaf), 0)
-        rows = tf.expand_dims(tf.gather(self._start, leaves), 1) + column  # leaves, places in the largest
-        is_real = tf.reshape(column < tf.expand_dims(tf.gather(self._size, leaves), 1), (-1,))
+        rows = tf.expand_dims(tf.gather(self._start.value(), leaves), 1) + column  # leaves, places in the largest
+        is_real = tf.reshape(column < tf.expand_dims(tf.gather(self._size.value(), leaves), 1), (-1,))
         rows = tf.where(is_real, tf.reshape(rows, (-1,)), 0)
         scores = self._scan(rows, query)
         missing = tf.maximum(number - tf.size(rows), 0)
@@ -181,17 +181,17 @@ class PartitionedIndex(ExactIndex):
         if self._codes is not None:
             scores, kept = tf.math.top_k(scores, tf.minimum(RESCORED * number, tf.size(rows)))
             rows = tf.gather(rows, kept)
-            exact = tf.linalg.matvec(tf.gather(self.vectors, rows), query)
+            exact = tf.linalg.matvec(tf.gather(self.vectors.value(), rows), query)
             scores = tf.where(scores > -np.inf, exact, -np.inf)
         scores, kept = tf.math.top_k(scores, number)
-        return scores, tf.gather(self._item, tf.gather(rows, kept))
+        return scores, tf.gather(self._item.value(), tf.gather(rows, kept))
 
     def _scan(self, rows, query):
         """The scores that decide what is kept: exact, or of int8 codes."""
         if self._codes is None:
-            return tf.linalg.matvec(tf.cast(tf.gather(self.vectors, rows), tf.float32), query)
-        codes = tf.cast(tf.gather(self._codes, rows), tf.float32)
-        return tf.linalg.matvec(codes, query) * tf.gather(self._scale, rows)
+            return tf.linalg.matvec(tf.cast(tf.gather(self.vectors.value(), rows), tf.float32), query)
+        codes = tf.cast(tf.gather(self._codes.value(), rows), tf.float32)
+        return tf.linalg.matvec(codes, query) * tf.gather(self._scale.value(), rows)
 
     def tune(self, queries: np.ndarray, best: np.ndarray, recall: float) -> None:
         """Choose the fewest leaves to search that reach a recall.

@@ -48,20 +48,24 @@ class ScannIndex(ExactIndex):
             ) from error
         if storage != "float32":
             raise ValueError(f"A scann index keeps float32 vectors beside its codes. Received: storage={storage!r}.")
-        super().__init__(vectors)
+        num_items = len(vectors)
+        is_quantised, reordered = num_items >= BRUTE_FORCE_ITEMS, REORDER[3]
+        leaves = round(LEAVES * num_items**0.5) if num_items > FLAT_ITEMS else 0
+        probes = max(1, leaves // 10)
         builder = scann_ops.builder(vectors, 10, "dot_product")
-        self.is_quantised, self.threshold = self.num_items >= BRUTE_FORCE_ITEMS, threshold
-        self.reordered = REORDER[3]
-        self.leaves = round(LEAVES * self.num_items**0.5) if self.num_items > FLAT_ITEMS else 0
-        self.probes = max(1, self.leaves // 10)
-        if self.leaves:
-            builder = builder.tree(self.leaves, self.probes, training_sample_size=min(self.num_items, 250_000))
-        if self.is_quantised:
-            builder = builder.score_ah(2, anisotropic_quantization_threshold=threshold).reorder(self.reordered)
+        if leaves:
+            builder = builder.tree(leaves, probes, training_sample_size=min(num_items, 250_000))
+        if is_quantised:
+            builder = builder.score_ah(2, anisotropic_quantization_threshold=threshold).reorder(reordered)
         else:
             builder = builder.score_brute_force()
-        self._searcher = builder.build().serialize_to_module()
-        self._scann_ops = scann_ops
+        built = builder.build()
+        searcher = built.serialize_to_module()
+        tf.raw_ops.DestroyResourceOp(resource=built.searcher_handle)  # it holds the vectors once more
+        super().__init__(searcher.dataset)
+        self._searcher, self._scann_ops = searcher, scann_ops
+        self.is_quantised, self.threshold = is_quantised, threshold
+        self.reordered, self.leaves, self.probes = reordered, leaves, probes
 
     @property
     def settings(self) -> dict[str, Any]:
