@@ -9,7 +9,7 @@ demo: .venv/ready
 	tfrec demo --out demo
 
 test: lint
-	pytest
+	pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/ready
 	ruff check .

@@ -241,7 +241,7 @@ def test_settings_without_an_equals_sign_are_refused():
         ("attention_dropout_rate", 0.8),
         ("mask_rate", 0.3),
         ("positions", ("absolute",)),
-        ("similarity", "cosine"),
+        ("similarity", "dot"),
     ],
 )
 def test_every_field_of_the_model_changes_it(small_config, name, value):

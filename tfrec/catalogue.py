@@ -29,7 +29,8 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     Args:
         run: the trained run.
         added: a row for each new item: `item_id`, and `similar_to` (ids, as a list or between bars) or `vector` (a list
-            of `width` numbers); other columns as in `items.parquet`.
+            of `width` numbers, whose direction alone counts where the similarity is the cosine); other columns as in
+            `items.parquet`.
         removed: item ids.
     Raises:
         ValueError: an id is new and old at once, unknown, or twice; or an added item has no vector. The message names it.
@@ -41,12 +42,15 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     table = np.asarray(tower.table)
     rows = [] if added is None else added.to_pylist()
     new = np.empty((len(rows), table.shape[1]), np.float32)
+    usual_length = np.median(np.linalg.norm(table[FIRST_ITEM_INDEX:], axis=1))
     for number, row in enumerate(rows):
         if row["item_id"] in known:
             raise ValueError(
                 f"Item {row['item_id']!r} (row {number + 1} of the new items) is in the catalogue already."
             )
         new[number] = _vector(row, known, table, has_mlp=bool(tower.mlp_dims))
+        if tower.normalize and row.get(VECTOR) is not None:  # candidates have no length, but what histories read has
+            new[number] *= usual_length / max(np.linalg.norm(new[number]), 1e-12)
     gone = set(removed)
     kept = [number for number, item_id in enumerate(ids) if item_id not in gone]
     if not kept and not rows:

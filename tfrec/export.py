@@ -89,10 +89,15 @@ class ServingModel(tf.Module):
     ):
         super().__init__(name="tfrec")
         self.index = index
-        # where candidates are the rows of the item table, histories read them too: a large table is stored once
+        # where candidates are the rows of the item table, histories read them too: a large table is stored once; where they
+        # are its rows at length 1, with their lengths beside them
         tower = model.item_tower
-        self._is_shared = index.storage != "bfloat16" and not (tower.mlp_dims or tower.normalize)
+        self._is_shared = index.storage != "bfloat16" and not tower.mlp_dims
         owned = model.sequence_tower.variables if self._is_shared else model.variables
+        self._length: tf.Variable | None = None
+        if self._is_shared and tower.normalize:
+            length = np.linalg.norm(np.asarray(tower.table)[FIRST_ITEM_INDEX:], axis=1)
+            self._length = tf.Variable(length, trainable=False, name="length")
         self._variables = [v.value for v in owned]  # what a tf.Module can track of Keras 3
         self._towers = lambda: model  # behind a function, or it would be tracked, and every variable stored twice
         self.k = k
@@ -183,9 +188,11 @@ class ServingModel(tf.Module):
         """`(query, is_cold)`: float32 `(B, D)`, and bool `(B,)`: True where nothing of the history is known."""
         model = self._towers()
         inputs = prepare_inputs(item_index, model.sequence_tower.max_length, *times)
-        vectors = (
-            self.index.vectors_of(tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)) if self._is_shared else None
-        )
+        vectors, item = None, tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)
+        if self._is_shared:
+            vectors = self.index.vectors_of(item)
+        if self._length is not None:
+            vectors *= tf.expand_dims(tf.gather(self._length.value(), item), -1)
         return model.embed_history(inputs, vectors), ~tf.reduce_any(inputs["is_real"], axis=1)
 
     def _rank(self, history, times, exclude, k, width, allows=None):

@@ -51,17 +51,18 @@ LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
 SIMILARITIES = ("dot", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
-_SASREC = {
+_DOT = {"similarity": "dot", "temperature": 1.0, "attention_dropout_rate": None}
+_SASREC = _DOT | {
     "block": "transformer", "positions": ["absolute"], "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
     "windows": False, "batch_positions": 4096, "epochs": 60,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "large": {"num_blocks": 8},
+    "large": _DOT | {"num_blocks": 8},
     "sasrec": _SASREC | {"width": 64},
     "gsasrec": _SASREC | {"width": 128, "loss": "gbce", "num_negatives": 256},
-    "esasrec": {"positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
-    "hstu": {"block": "hstu", "similarity": "cosine", "temperature": 0.05},
+    "esasrec": _DOT | {"positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
+    "hstu": {"block": "hstu"},
     "narm": _SASREC | {"width": 64, "block": "gru", "positions": [], "num_blocks": 1},
 }
 """Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
@@ -87,7 +88,7 @@ class Config:
         attention_dropout_rate, mask_rate: of `SequenceTower`.
         mlp_dims: of `ItemTower`.
         init_stddev: of `ItemTower`: what the item table starts from.
-        similarity: of queries and candidates: `dot`, or `cosine`, which wants a `temperature` of about 0.05.
+        similarity: of queries and candidates: `cosine`, or `dot`, which wants a `temperature` of 1.
         loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
@@ -127,14 +128,14 @@ class Config:
     attention_window: int | None = None
     time_bias: bool = False
     calendar: bool = False
-    attention_dropout_rate: float | None = None
+    attention_dropout_rate: float | None = 0.0
     mask_rate: float = 0.0
     mlp_dims: tuple[int, ...] = ()
     init_stddev: float = 0.02
-    similarity: str = "dot"
+    similarity: str = "cosine"
     loss: str | None = None
     num_negatives: int = 1024
-    temperature: float = 1.0
+    temperature: float = 0.05
     label_smoothing: float = 0.0
     calibration: float = 0.75
     epochs: int | None = None

@@ -299,7 +299,7 @@ class Client(_Connection):
 
     >>> client = Client("localhost:8500")  # doctest: +SKIP
     >>> client.recommend(["50", "181"], k=2, exclude=["172"])  # doctest: +SKIP
-    [Recommendation(item_id='174', score=7.1), Recommendation(item_id='210', score=6.8)]
+    [Recommendation(item_id='174', score=0.71), Recommendation(item_id='210', score=0.68)]
 
     Args:
         address: `host:port` of gRPC, or `http://host:port` of REST; several, with commas, are asked in turn.
