@@ -109,6 +109,14 @@ def test_no_request_copies_a_table(exact_export, scann_export):
         assert "ResourceGather" not in ops_of(latest_version(folder))
 
 
+def test_the_item_vectors_are_stored_once(exact_export, scann_export):
+    """Though histories read them at their own length, and ScaNN keeps them too."""
+    for folder in (exact_export, scann_export):
+        variables = tf.train.load_checkpoint(str(latest_version(folder) / "variables" / "variables"))
+        shapes = list(variables.get_variable_to_shape_map().values())
+        assert shapes.count([200, 32]) + shapes.count([202, 32]) == 1
+
+
 def test_an_exact_export_has_stock_ops_only(exact_export, scann_export):
     assert not {op for op in ops_of(latest_version(exact_export)) if "Scann" in op or "PyFunc" in op}
     assert {op for op in ops_of(latest_version(scann_export)) if "Scann" in op}

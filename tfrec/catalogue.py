@@ -42,7 +42,7 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     table = np.asarray(tower.table)
     rows = [] if added is None else added.to_pylist()
     new = np.empty((len(rows), table.shape[1]), np.float32)
-    usual_length = np.median(np.linalg.norm(table[FIRST_ITEM_INDEX:], axis=1))
+    usual_length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:]))
     for number, row in enumerate(rows):
         if row["item_id"] in known:
             raise ValueError(

@@ -94,9 +94,10 @@ class ServingModel(tf.Module):
         tower = model.item_tower
         self._is_shared = index.storage != "bfloat16" and not tower.mlp_dims
         owned = model.sequence_tower.variables if self._is_shared else model.variables
+        blocks = np.array_split(np.arange(index.num_items, dtype=np.int32), -(-index.num_items // BLOCK))
         self._length: tf.Variable | None = None
         if self._is_shared and tower.normalize:
-            length = np.linalg.norm(np.asarray(tower.table)[FIRST_ITEM_INDEX:], axis=1)
+            length = np.concatenate([tf.norm(tower(block + FIRST_ITEM_INDEX), axis=1).numpy() for block in blocks])
             self._length = tf.Variable(length, trainable=False, name="length")
         self._variables = [v.value for v in owned]  # what a tf.Module can track of Keras 3
         self._towers = lambda: model  # behind a function, or it would be tracked, and every variable stored twice
@@ -111,8 +112,7 @@ class ServingModel(tf.Module):
         share = (counts / max(counts.sum(), 1)).astype(np.float32)
         self._share = tf.Variable(share, trainable=False, name="share")
         self._popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
-        numbers = np.array_split(np.arange(index.num_items, dtype=np.int32), -(-index.num_items // BLOCK))
-        norm = np.concatenate([tf.norm(index.vectors_of(block), axis=1).numpy() for block in numbers])
+        norm = np.concatenate([tf.norm(index.vectors_of(block), axis=1).numpy() for block in blocks])
         self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm")
 
         times = TIMES if model.sequence_tower.reads_times else ()
@@ -247,8 +247,10 @@ def build_serving_model(
     """
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: {k}.")
-    vectors = np.asarray(run.model.item_tower.catalogue())
+    catalogue = tf.function(run.model.item_tower.catalogue, jit_compile=True)  # without a table of squares beside it
+    vectors = catalogue().numpy()
     built = build_index(index, vectors, storage=storage, queries=queries, recall=recall, k=k + history_length)
+    del vectors  # the index has them
     item_filter = build_filter(filters, run.items)
     return ServingModel(run.model, run.vocabulary, run.items["num_events"], built, k, item_filter)
 
