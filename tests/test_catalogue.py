@@ -166,6 +166,7 @@ def test_embeddings_are_those_that_scores_are_made_of(run, tmp_path):
     assert table.column_names[:3] == ["item_id", "vector", "num_events"]
     vectors = np.array(table["vector"].to_pylist(), np.float32)
     np.testing.assert_array_equal(vectors, run.model.item_tower.catalogue())
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     with pytest.raises(ValueError, match=r"must end in \.parquet"):
         export_embeddings(run, tmp_path / "items.csv")
 

@@ -42,15 +42,14 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     table = np.asarray(tower.table)
     rows = [] if added is None else added.to_pylist()
     new = np.empty((len(rows), table.shape[1]), np.float32)
-    usual_length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:]))
+    # candidates of a cosine have no length, but what histories read has: the usual one
+    length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None
     for number, row in enumerate(rows):
         if row["item_id"] in known:
             raise ValueError(
                 f"Item {row['item_id']!r} (row {number + 1} of the new items) is in the catalogue already."
             )
-        new[number] = _vector(row, known, table, has_mlp=bool(tower.mlp_dims))
-        if tower.normalize and row.get(VECTOR) is not None:  # candidates have no length, but what histories read has
-            new[number] *= usual_length / max(np.linalg.norm(new[number]), 1e-12)
+        new[number] = _vector(row, known, table, length, has_mlp=bool(tower.mlp_dims))
     gone = set(removed)
     kept = [number for number, item_id in enumerate(ids) if item_id not in gone]
     if not kept and not rows:
@@ -74,8 +73,10 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns)
 
 
-def _vector(row: dict[str, Any], known: dict[str, int], table: np.ndarray, has_mlp: bool) -> np.ndarray:
-    """The row of the item table for a new item."""
+def _vector(
+    row: dict[str, Any], known: dict[str, int], table: np.ndarray, length: float | None, has_mlp: bool
+) -> np.ndarray:
+    """The row of the item table for a new item; a vector that is given gets the `length`, where there is one."""
     name, width = repr(row["item_id"]), table.shape[1]
     if row.get(VECTOR) is not None:
         if has_mlp:
@@ -87,7 +88,7 @@ def _vector(row: dict[str, Any], known: dict[str, int], table: np.ndarray, has_m
             raise ValueError(
                 f"New item {name}: `{VECTOR}` must be {width} finite numbers. Received: {row[VECTOR]!r:.80}."
             )
-        return vector
+        return vector if length is None else vector * (length / max(float(np.linalg.norm(vector)), 1e-12))
     alike = values_of(row.get(SIMILAR))
     if not alike:
         raise ValueError(f"New item {name} has neither `{VECTOR}` nor `{SIMILAR}` (ids of items like it).")

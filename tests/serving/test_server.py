@@ -181,7 +181,7 @@ def test_rest_rows_and_columns_agree_with_grpc(server, client):
     status, rows = rest(server, ":predict", {"signature_name": "recommend", "instances": [row, row]})
     assert status == 200
     assert rows["predictions"][1]["item_ids"] == [r.item_id for r in grpc_answer]
-    np.testing.assert_allclose(rows["predictions"][1]["scores"], [r.score for r in grpc_answer], rtol=1e-5)
+    np.testing.assert_allclose(rows["predictions"][1]["scores"], [r.score for r in grpc_answer], rtol=1e-6)
     columns = {name: [value] for name, value in row.items()}
     _, answer = rest(server, "/versions/1:predict", {"signature_name": "recommend", "inputs": columns})
     assert answer["outputs"]["item_ids"] == [rows["predictions"][0]["item_ids"]]
