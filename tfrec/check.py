@@ -102,6 +102,8 @@ def check(folder: str | os.PathLike) -> CheckReport:
         replayed += 1
         if signature == "serving_default" and "item_ids" in outputs:
             answer = [i.decode() for i in outputs["item_ids"].numpy()[0] if i]
+    if hasattr(loaded, "release"):
+        loaded.release()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return CheckReport(folder, sorted(signatures), foreign, packages, size, replayed, answer)
 

@@ -125,6 +125,7 @@ class ServingModel(tf.Module):
         self.score = tf.function(self._score, [HISTORY, *times, CANDIDATES])
         self.embed_history = tf.function(self._embed_history, [HISTORY, *times])
         self.embed_items = tf.function(self._embed_items, [ITEM_IDS])
+        self.release = tf.function(self._release, [])
 
     @property
     def signatures(self) -> dict[str, Any]:
@@ -133,11 +134,9 @@ class ServingModel(tf.Module):
         names = ("serving_default", "recommend", *filtered, "similar_items", "score", "embed_history", "embed_items")
         return {name: getattr(self, name) for name in names}
 
-    def release(self) -> None:
-        """Free what is not the run's. TensorFlow keeps the graphs of a `tf.cond` for ever, and so the variables in them."""
-        of_run = {id(v) for v in self._variables}
-        handles = [v.handle for v in self.variables if id(v) not in of_run]
-        for handle in [*handles, self._item_index.resource_handle]:
+    def _release(self) -> None:
+        """Free what no garbage collection frees, in the process that built the model and in one that loaded it."""
+        for handle in [self._item_index.resource_handle, *self.index.handles()]:
             tf.raw_ops.DestroyResourceOp(resource=handle)
 
     def _serving_default(self, history, *times):
@@ -248,9 +247,7 @@ def build_serving_model(
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: {k}.")
     catalogue = tf.function(run.model.item_tower.catalogue, jit_compile=True)  # without a table of squares beside it
-    vectors = catalogue().numpy()
-    built = build_index(index, vectors, storage=storage, queries=queries, recall=recall, k=k + history_length)
-    del vectors  # the index has them
+    built = build_index(index, catalogue(), storage=storage, queries=queries, recall=recall, k=k + history_length)
     item_filter = build_filter(filters, run.items)
     return ServingModel(run.model, run.vocabulary, run.items["num_events"], built, k, item_filter)
 
@@ -286,6 +283,7 @@ def export(
     try:
         _write(run, aside, index, k, storage, recall, filters, add_items, remove_items)
         gc.collect()  # a large catalogue need not be held twice to be checked
+        pa.default_memory_pool().release_unused()
         check(aside)
         version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
         return aside.rename(out / str(version))
@@ -322,7 +320,10 @@ def _write(
         history_length=int(np.median(data.lengths)),
         filters=filters,
     )
-    options = tf.saved_model.SaveOptions(namespace_whitelist=list(serving.index.custom_ops))
+    options = tf.saved_model.SaveOptions(
+        namespace_whitelist=list(serving.index.custom_ops),
+        experimental_custom_gradients=False,  # nobody trains an export, and a process keeps every model that has some
+    )
     signatures = serving.signatures
     tf.saved_model.save(serving, folder, signatures=signatures, options=options)
     (folder / WARMUP).parent.mkdir()

@@ -30,12 +30,12 @@ def estimate_bytes(kind: str, num_items: int, width: int, storage: str = "float3
     kept = vectors * {"float32": 1.0, "bfloat16": 0.5, "int8": 1.25}[storage]
     if kind == "exact":
         return int(kept)
-    return int(kept + {"partitioned": vectors + 12 * num_items, "scann": 2.75 * vectors}[kind])
+    return int(kept + {"partitioned": vectors + 12 * num_items, "scann": 1.75 * vectors}[kind])
 
 
 def build_index(
     kind: str,
-    vectors: np.ndarray,
+    vectors: np.ndarray | tf.Tensor,
     *,
     storage: str = "float32",
     queries: np.ndarray | None = None,
@@ -46,7 +46,7 @@ def build_index(
 
     Args:
         kind: one of `KINDS`.
-        vectors: float32 `(num_items, width)`.
+        vectors: float32 `(num_items, width)`; a tensor is kept as it is, where that suffices, an array is copied.
         storage: `"float32"` or `"bfloat16"`; of a partitioned index, also `"int8"`.
         queries: float32 `(number, width)`, like those to come, to tune an approximate index with; else some of the vectors.
         recall: in (0, 1]: the share of the exact top `k` that is to be found.
@@ -63,8 +63,9 @@ def build_index(
         raise ValueError(f"`recall` must be above 0, and 1 at most. Received: {recall}.")
     if not len(vectors):
         raise ValueError("There is no item to build an index over.")
-    for start in range(0, len(vectors), 1 << 16):
-        is_bad = ~np.isfinite(vectors[start : start + (1 << 16)]).all(axis=1)
+    rows = np.asarray(vectors)  # a view
+    for start in range(0, len(rows), 1 << 16):
+        is_bad = ~np.isfinite(rows[start : start + (1 << 16)]).all(axis=1)
         if is_bad.any():
             raise ValueError(f"Item {start + int(is_bad.argmax())} has a vector with NaN or infinity.")
     needed = estimate_bytes(kind, len(vectors), vectors.shape[1], storage)
@@ -85,7 +86,7 @@ def build_index(
         index = ScannIndex(vectors, storage)  # type: ignore[assignment]
     if queries is None:
         rng = np.random.default_rng(0)
-        queries = vectors[rng.choice(len(vectors), min(len(vectors), 1000), replace=False)]
+        queries = rows[rng.choice(len(rows), min(len(rows), 1000), replace=False)]
     if len(queries):
         index.tune(queries, exact_top(index, queries, k), recall)
     return index

@@ -30,7 +30,7 @@ class ExactIndex(tf.Module):
     """Ranks every item by its dot product with the query: one matrix product and a top-k, in stock ops.
 
     Args:
-        vectors: float32 `(num_items, width)`; a `tf.Variable` is used as it is.
+        vectors: float32 `(num_items, width)`; a tensor is kept as it is, an array is copied.
         storage: `"float32"`; or `"bfloat16"`: half the memory, and scores of the rounded vectors.
     """
 
@@ -38,15 +38,13 @@ class ExactIndex(tf.Module):
     is_exact = True
     custom_ops: tuple[str, ...] = ()
 
-    def __init__(self, vectors: np.ndarray | tf.Tensor | tf.Variable, storage: str = "float32") -> None:
+    def __init__(self, vectors: np.ndarray | tf.Tensor, storage: str = "float32") -> None:
         super().__init__(name=f"{self.kind}_index")
         if storage not in STORAGES:
             raise ValueError(
                 f"`storage` of an {self.kind} index is one of {', '.join(STORAGES)}. Received: {storage!r}."
             )
-        if not isinstance(vectors, tf.Variable):
-            vectors = tf.Variable(tf.cast(vectors, storage), trainable=False, name="vectors")
-        self.vectors = vectors
+        self.vectors = tf.Variable(tf.cast(vectors, storage), trainable=False, name="vectors")
         self.storage = storage
 
     @property
@@ -57,6 +55,10 @@ class ExactIndex(tf.Module):
     @property
     def num_items(self) -> int:
         return self.vectors.shape[0]
+
+    def handles(self) -> list[tf.Tensor]:
+        """Resources beside the variables, which nothing frees but `DestroyResourceOp`."""
+        return []
 
     def vectors_of(self, items: tf.Tensor) -> tf.Tensor:
         """The vectors of items: float32 `(*items.shape, width)`."""

@@ -98,11 +98,14 @@ class PartitionedIndex(ExactIndex):
     kind = "partitioned"
     is_exact = False
 
-    def __init__(self, vectors: np.ndarray, storage: str = "float32", probes: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, vectors: np.ndarray | tf.Tensor, storage: str = "float32", probes: int = 8, seed: int = 0
+    ) -> None:
         if storage not in STORAGES:
             raise ValueError(
                 f"`storage` of a partitioned index is one of {', '.join(STORAGES)}. Received: {storage!r}."
             )
+        vectors = np.asarray(vectors)  # a view
         num_items = len(vectors)
         num_leaves = min(num_items, math.ceil(LEAVES * math.sqrt(num_items)))
         leaf = _assign(vectors, _kmeans(vectors, num_leaves, seed))

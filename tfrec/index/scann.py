@@ -6,6 +6,9 @@ reordered candidates at query time, and fills rows that come up short with item 
 
 from __future__ import annotations
 
+import tempfile
+import uuid
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,39 @@ FLAT_ITEMS = 200_000
 """Up to this many items all are scored, quantised; above, only those of the nearest leaves of a tree."""
 LEAVES = 2.0
 """Leaves of the tree for each square root of the number of items."""
+SAMPLE = 250_000
+"""Items that a tree and its codes are learned from; the others are put in afterwards."""
+BLOCK = 1 << 14
+"""Items put in at a time."""
 REORDER = (100, 200, 350, 500, 1000, 2000, 4000)
 """How many of the best by quantised scores may get exact ones: `tune` chooses."""
+
+
+def _parts(built: Any, place: np.ndarray) -> list[bytes | list[bytes] | np.ndarray]:
+    """What ScaNN's TensorFlow ops make a searcher from beside the vectors, of one that was built in Python.
+
+    Args:
+        built: a searcher of `scann_ops_pybind`.
+        place: ints `(num_items,)`: where each item stands in it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        built.serialize(folder)
+
+        def text(name: str) -> bytes | list[bytes]:
+            path = Path(folder, f"{name}.pb")
+            return [path.read_bytes()] if path.is_file() else b""
+
+        def rows(name: str, dtype: str) -> np.ndarray:
+            path = Path(folder, f"{name}.npy")
+            return np.load(path)[place] if path.is_file() else np.zeros((), dtype)
+
+        return [
+            text("scann_config"),
+            text("serialized_partitioner"),
+            rows("datapoint_to_token", "int32"),
+            text("ah_codebook"),
+            rows("hashed_dataset", "uint8"),
+        ]
 
 
 class ScannIndex(ExactIndex):
@@ -38,9 +72,9 @@ class ScannIndex(ExactIndex):
     is_exact = False
     custom_ops = ("Scann",)
 
-    def __init__(self, vectors: np.ndarray, storage: str = "float32", threshold: float = 0.2) -> None:
+    def __init__(self, vectors: np.ndarray | tf.Tensor, storage: str = "float32", threshold: float = 0.2) -> None:
         try:
-            from scann.scann_ops.py import scann_ops
+            from scann.scann_ops.py import scann_ops, scann_ops_pybind
         except ImportError as error:
             raise ImportError(
                 "The `scann` index needs the package scann (Linux only): pip install scann==1.4.2. "
@@ -49,23 +83,29 @@ class ScannIndex(ExactIndex):
         if storage != "float32":
             raise ValueError(f"A scann index keeps float32 vectors beside its codes. Received: storage={storage!r}.")
         num_items = len(vectors)
-        is_quantised, reordered = num_items >= BRUTE_FORCE_ITEMS, REORDER[3]
-        leaves = round(LEAVES * num_items**0.5) if num_items > FLAT_ITEMS else 0
-        probes = max(1, leaves // 10)
-        builder = scann_ops.builder(vectors, 10, "dot_product")
-        if leaves:
-            builder = builder.tree(leaves, probes, training_sample_size=min(num_items, 250_000))
-        if is_quantised:
-            builder = builder.score_ah(2, anisotropic_quantization_threshold=threshold).reorder(reordered)
+        self.is_quantised, self.threshold, self.reordered = num_items >= BRUTE_FORCE_ITEMS, threshold, REORDER[3]
+        self.leaves = round(LEAVES * num_items**0.5) if num_items > FLAT_ITEMS else 0
+        self.probes = max(1, self.leaves // 10)
+        rows = np.asarray(vectors)
+        order = np.arange(num_items)
+        if self.leaves:  # building on all items at once would hold them three times
+            order = np.random.default_rng(0).permutation(num_items)
+            order[:SAMPLE].sort()
+            order[SAMPLE:].sort()
+        builder = scann_ops_pybind.builder(rows[order[:SAMPLE]], 10, "dot_product")
+        if self.leaves:
+            builder = builder.tree(self.leaves, self.probes, training_sample_size=SAMPLE)
+        if self.is_quantised:
+            builder = builder.score_ah(2, anisotropic_quantization_threshold=threshold).reorder(self.reordered)
         else:
             builder = builder.score_brute_force()
         built = builder.build()
-        searcher = built.serialize_to_module()
-        tf.raw_ops.DestroyResourceOp(resource=built.searcher_handle)  # it holds the vectors once more
-        super().__init__(searcher.dataset)
-        self._searcher, self._scann_ops = searcher, scann_ops
-        self.is_quantised, self.threshold = is_quantised, threshold
-        self.reordered, self.leaves, self.probes = reordered, leaves, probes
+        for start in range(SAMPLE, num_items, BLOCK):
+            more = rows[order[start : start + BLOCK]]
+            built.searcher.upsert([None] * len(more), more, 256)
+        super().__init__(vectors)
+        self._parts = [tf.Variable(part, trainable=False, name="scann") for part in _parts(built, np.argsort(order))]
+        self._scann_ops, self._shared_name = scann_ops, f"scann-{uuid.uuid4()}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,8 +115,16 @@ class ScannIndex(ExactIndex):
         scoring = {"scoring": "anisotropic hashing", "dimensions_per_block": 2, "threshold": self.threshold}
         return super().settings | scoring | leaves | {"reorder": f"max({self.reordered}, 2 k)"}
 
+    def _handle(self) -> tf.Tensor:
+        """The searcher: the first that asks makes it, with vectors of its own, and it stays until `handles` are destroyed."""
+        unused = (tf.zeros((), dtype) for dtype in (tf.int8, tf.float32, tf.float32))  # of int8 reordering
+        return self._scann_ops.tensors_to_scann(self.vectors, *self._parts, *unused, shared_name=self._shared_name)
+
+    def handles(self) -> list[tf.Tensor]:
+        return [self._handle()]
+
     def candidates(self, queries: tf.Tensor, number: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
-        searcher = self._scann_ops.searcher_from_module(self._searcher)
+        searcher = self._scann_ops.ScannSearcher(self._handle())
         reordered = tf.minimum(tf.maximum(self.reordered, 2 * number), self.num_items)
         # as many more leaves as are reordered more than was tuned for
         probes = -1 if not self.leaves else tf.minimum(self.probes * reordered // self.reordered, self.leaves)

@@ -60,9 +60,14 @@ def attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
     return mixed / ops.cast(total, value.dtype)
 
 
+def silu(x):
+    """`x * sigmoid(x)`. TensorFlow's own registers a gradient, which keeps for ever the graph it is in and what that reads."""
+    return x * ops.sigmoid(x)
+
+
 def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda w: w):
     """As `attend`, with SiLU in place of the softmax: what is attended to adds up, no position competes with another."""
-    weights = ops.where(is_allowed, ops.silu(_logits(query, key, bias)), 0)  # B H R C
+    weights = ops.where(is_allowed, silu(_logits(query, key, bias)), 0)  # B H R C
     return ops.matmul(ops.cast(keep(weights), value.dtype), value)
 
 

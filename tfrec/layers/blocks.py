@@ -14,6 +14,7 @@ from tfrec.layers.attention import (
     attend_to_history,
     merge_heads,
     pointwise_attend,
+    silu,
     split_heads,
 )
 from tfrec.layers.dropout import Dropout
@@ -120,7 +121,7 @@ class GatedBlock(TransformerBlock):
         attended = self.attention(self.attention_norm(x), is_real, end, bias, training=training)
         x = x + self.dropout(self.attention_gate(x) * attended, training=training)
         swish, linear = ops.split(self.feed_in(self.feed_norm(x)), 2, axis=-1)
-        fed = self.feed_out(ops.silu(swish) * linear)
+        fed = self.feed_out(silu(swish) * linear)
         return x + self.dropout(self.feed_gate(x) * fed, training=training)
 
 
@@ -168,7 +169,7 @@ class HSTUBlock(keras.layers.Layer):
     def build(self, input_shape):
         width = input_shape[-1]
         own = {"dtype": self.dtype_policy}
-        self.project_in = keras.layers.Dense(4 * width, activation="silu", use_bias=False, name="project_in", **own)
+        self.project_in = keras.layers.Dense(4 * width, activation=silu, use_bias=False, name="project_in", **own)
         self.project_out = keras.layers.Dense(width, name="project_out", **own)
         for layer in (self.norm, self.project_in, self.attended_norm, self.project_out):
             layer.build(input_shape)
