@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import threading
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -56,6 +59,9 @@ class Servable:
         except Exception as error:  # TensorFlow has many for a damaged file
             raise ValueError(f"`{folder}` cannot be loaded: {str(error).splitlines()[0]}") from error
         self._functions = self._model.signatures
+        # in a thread of its own: garbage is collected anywhere, also where a graph is being built, which `_free` must not join
+        free = threading.Thread(target=_free, args=(self._model,), daemon=True)
+        weakref.finalize(self, free.start).atexit = False
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -120,6 +126,15 @@ class Servable:
         if signature_name not in self._functions:  # which lack what is not to be called
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature_name}" not found.')
         return self.signature_defs[signature_name]
+
+
+def _free(model: Any) -> None:
+    """Free what TensorFlow would keep of a loaded model: hash tables, and what an export says in `release`."""
+    if hasattr(model, "release"):
+        model.release.concrete_functions[0]()
+    captured = [t for f in model.signatures.values() for t in f.captured_inputs if t.dtype == tf.resource]
+    for handle in {id(t): t for t in captured}.values():
+        tf.raw_ops.DestroyResourceOp(resource=handle)
 
 
 def _import_ops(folder: Path) -> None:

@@ -1,10 +1,13 @@
 """Versions come and go, several models are served, and no request notices: over real sockets."""
 
+import contextlib
+import gc
 import json
 import shutil
 import threading
 import time
 import urllib.request
+import weakref
 
 import grpc
 import numpy as np
@@ -25,6 +28,7 @@ from tfrec.export import latest_version
 from tfrec_serving import Client, ServingError
 from tfrec_serving.config import one_model, read_batching, read_models, read_monitoring, read_ssl
 from tfrec_serving.lifecycle import Models
+from tfrec_serving.servable import Servable
 from tfrec_serving.server import Server
 
 AVAILABLE, END = get_model_status_pb2.ModelVersionStatus.AVAILABLE, get_model_status_pb2.ModelVersionStatus.END
@@ -135,6 +139,41 @@ def test_swaps_under_load_lose_no_request_and_mix_no_versions(base, tmp_path, ba
     for version, ids, scores, (_, first_ids, first_scores), power in answers:
         assert ids == (first_ids if version == 1 else [b"%d:%s" % (version, item_id) for item_id in first_ids])
         np.testing.assert_allclose(scores, first_scores * version**power, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["exact", "scann"])
+def test_a_dropped_version_leaves_nothing_in_memory(kind, request):
+    """Neither its variables, nor its hash table, nor the vectors that ScaNN keeps."""
+    from scann.scann_ops.py.scann_ops import tensors_to_scann
+
+    servable = Servable("films", latest_version(request.getfixturevalue(f"{kind}_export")))
+    model = servable._model
+    captured = {id(t): t for f in model.signatures.values() for t in f.captured_inputs if t.dtype == tf.resource}
+    tables = [t for t in captured.values() if not tf.raw_ops.VarIsInitializedOp(resource=t)]
+    ops = model.release.concrete_functions[0].graph.get_operations()
+    searchers = [op.get_attr("shared_name") for op in ops if op.type == "Scann>TensorsToScann"]
+    assert (len(tables), len(searchers)) == (1, kind == "scann")
+
+    def is_there(ask):
+        with contextlib.suppress(tf.errors.OpError):
+            ask()
+            return True
+        return False
+
+    def there_are():
+        for table in tables:
+            yield is_there(lambda: tf.raw_ops.LookupTableSizeV2(table_handle=table))  # noqa: B023
+        for name in searchers:  # none can be made of such parts: it must be there
+            parts = [[[0.0]], "", "", 0, "", 0, 0, 0.0, 0.0]
+            yield is_there(lambda: tensors_to_scann(*parts, shared_name=name))  # noqa: B023
+
+    assert all(there_are())
+    of_model = [weakref.ref(model), *map(weakref.ref, captured.values())]
+    del servable, model, captured, ops
+    gc.collect()
+    wait_for(lambda: not any(there_are()))
+    gc.collect()
+    assert [ref() for ref in of_model if ref() is not None] == tables
 
 
 def test_a_broken_version_is_refused_and_the_old_one_serves_on(base):
