@@ -14,7 +14,7 @@ PACKAGE = Path(tfrec.__file__).parent
 ROWS = [
     {"version", "vocabulary", "progress"},
     {"prepared", "layers"},
-    {"interactions", "splits", "baselines", "losses", "towers", "tfrs_task"},
+    {"interactions", "splits", "baselines", "cooccurrence", "losses", "towers", "tfrs_task"},
     {"datasets", "sequences", "two_tower", "index", "filters", "check"},
     {"evaluation", "lazy_table"},
     {"training"},
@@ -22,7 +22,7 @@ ROWS = [
     {"export", "lite"},
     {"cli", "demo"},
 ]
-DATA_ROOMS = {"vocabulary", "prepared", "interactions", "splits", "baselines", "datasets"}
+DATA_ROOMS = {"vocabulary", "prepared", "interactions", "splits", "baselines", "cooccurrence", "datasets"}
 KERAS_ONLY = {"layers", "towers", "losses"}
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tfrec.cli import PRESET_HELP, evaluate
+from tfrec.cooccurrence import cooccurrence_vectors
 from tfrec.prepared import PreparedData
+from tfrec.splits import LeaveLastOut
 from tfrec.training import (
     PRESETS,
     Config,
@@ -165,17 +167,26 @@ def test_what_the_config_leaves_open_follows_from_the_data(events, width, dropou
     vocabulary = Vocabulary([f"i{i}" for i in range(num_items)])
     data = PreparedData(vocabulary, items, np.zeros(events, np.int64), np.arange(0, events + 1, 100), {})
     config = suited(Config("x"), data)
-    assert (config.width, config.dropout_rate, config.loss, config.lazy_table) == (
-        width,
-        dropout_rate,
-        loss,
-        lazy_table,
-    )
+    chosen = (config.width, config.dropout_rate, config.loss, config.lazy_table)
+    assert chosen == (width, dropout_rate, loss, lazy_table)
+    assert config.item_init == ("cooccurrence" if events == 1000 else "normal")
     assert config.num_heads == width // 32
     assert suited(config, data) == config
     assert suited(Config("x", width=48, dropout_rate=0.0), data).dropout_rate == 0.0
     with pytest.raises(ValueError, match=r"decide them with `suited\(config, data\)`"):
         build_model(Config("x"), 5)
+
+
+def test_few_events_start_from_counts_and_many_do_not(data_folder):
+    """Rows as long as random ones, in the directions of `cooccurrence_vectors` of the training part alone."""
+    data, config = PreparedData.open(data_folder), Config(str(data_folder), width=16)
+    assert suited(config, data).item_init == "cooccurrence"
+    table = compile_model(config, data)[0].item_tower.table.numpy()[2:]
+    known = cooccurrence_vectors(*LeaveLastOut(data).train_part(), data.num_items, 16)
+    np.testing.assert_allclose(table, known * 0.02 * 4, atol=1e-6)
+    random = compile_model(dataclasses.replace(config, item_init="normal"), data)[0].item_tower.table.numpy()[2:]
+    assert np.linalg.norm(random, axis=1).mean() == pytest.approx(0.02 * 4, rel=0.1)
+    assert abs(np.mean(np.sum(random * table, axis=1))) < 0.1 * np.mean(np.sum(table * table, axis=1))
 
 
 def test_every_preset_makes_a_model_and_is_offered(data_folder):

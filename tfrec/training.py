@@ -29,6 +29,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfrec.cooccurrence import cooccurrence_vectors
 from tfrec.evaluation import evaluate_model, recommend
 from tfrec.losses import GBCE, FullSoftmax, SampledSoftmax
 from tfrec.prepared import ITEMS, PreparedData
@@ -49,16 +50,17 @@ SMALL_DATA, LARGE_DATA = 400_000, 10_000_000
 LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
 
 SIMILARITIES = ("dot", "cosine")
+INITS = ("normal", "cooccurrence")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
-_DOT = {"similarity": "dot", "temperature": 1.0, "attention_dropout_rate": None}
+_DOT = {"similarity": "dot", "temperature": 1.0, "attention_dropout_rate": None, "item_init": "normal"}
 _SASREC = _DOT | {
     "block": "transformer", "positions": ["absolute"], "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
     "windows": False, "batch_positions": 4096, "epochs": 60,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "large": _DOT | {"num_blocks": 8},
+    "large": {"num_blocks": 8},
     "sasrec": _SASREC | {"width": 64},
     "gsasrec": _SASREC | {"width": 128, "loss": "gbce", "num_negatives": 256},
     "esasrec": _DOT | {"positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
@@ -88,6 +90,8 @@ class Config:
         attention_dropout_rate, mask_rate: of `SequenceTower`.
         mlp_dims: of `ItemTower`.
         init_stddev: of `ItemTower`: what the item table starts from.
+        item_init: `normal`: that; or `cooccurrence`: as long, in the directions of `cooccurrence_vectors`. None: the second
+            for few events.
         similarity: of queries and candidates: `cosine`, or `dot`, which wants a `temperature` of 1.
         loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
@@ -132,6 +136,7 @@ class Config:
     mask_rate: float = 0.0
     mlp_dims: tuple[int, ...] = ()
     init_stddev: float = 0.02
+    item_init: str | None = None
     similarity: str = "cosine"
     loss: str | None = None
     num_negatives: int = 1024
@@ -179,7 +184,12 @@ class Config:
                 raise ValueError(f"`{name}` must be {kind}. Received: {value!r}.")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         config = cls(**plain)
-        for name, known in (("loss", LOSSES), ("similarity", SIMILARITIES), ("precision", PRECISIONS)):
+        for name, known in (
+            ("loss", LOSSES),
+            ("similarity", SIMILARITIES),
+            ("precision", PRECISIONS),
+            ("item_init", INITS),
+        ):
             if getattr(config, name) not in (*known, fields[name].default):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {getattr(config, name)!r}.")
         for name in (
@@ -246,8 +256,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def suited(config: Config, data: PreparedData) -> Config:
     """The config with everything that it leaves open decided from the size of the data.
 
-    Few events want a narrow tower and much dropout, many a wide one and less. Batches are small enough for about 500 steps
-    an epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
+    Few events want a narrow tower, much dropout and a start from counts, many a wide one and less. Batches are small enough
+    for about 500 steps an epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
     """
     split = LeaveLastOut(data)
     each = (split.train_ends - data.offsets[:-1] - 1).clip(0)
@@ -260,6 +270,7 @@ def suited(config: Config, data: PreparedData) -> Config:
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
+        "item_init": "cooccurrence" if is_small else "normal",
         "epochs": min(60, max(12, round(11_500 * batch_positions / events))),
         "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
     }
@@ -324,6 +335,8 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
         raise ValueError(f"`time_bias` and `calendar` need times, and `{config.data}` has none.")
     keras.utils.set_random_seed(config.seed)
     model = build_model(config, data.num_items)
+    if config.item_init == "cooccurrence":
+        _start_from_counts(model.item_tower, split)
     batches = PackedBatches.for_training(
         split,
         max_length=config.max_length,
@@ -364,6 +377,15 @@ def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedB
         model.compile(optimizer, loss, jit_compile=config.jit_compile)
         optimizer.build(model.trainable_variables)
     return model, batches
+
+
+def _start_from_counts(tower: ItemTower, split: LeaveLastOut) -> None:
+    """Turn the rows of the item table to where `cooccurrence_vectors` point; those of items without neighbours stay."""
+    table = tower.table.numpy()
+    vectors = cooccurrence_vectors(*split.train_part(), tower.num_items, tower.width)
+    known = vectors.any(axis=1)
+    table[FIRST_ITEM_INDEX:][known] = vectors[known] * (tower.init_stddev * tower.width**0.5)
+    tower.table.assign(table)
 
 
 def _build_loss(config: Config, split: LeaveLastOut):
@@ -450,7 +472,7 @@ class Run:
                 f"`{self.config.data}` has another catalogue than the one `{self.folder}` was trained on. "
                 f"Train again, or evaluate on the data of the run."
             )
-        return data
+        return dataclasses.replace(data, vocabulary=self.vocabulary)  # a large one is held once
 
 
 def write_whole(path: Path, write) -> None:
