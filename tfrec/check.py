@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -87,6 +88,7 @@ def check(folder: str | os.PathLike) -> CheckReport:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:  # TensorFlow has many for a damaged file
         raise ValueError(f"`{folder}` cannot be loaded: {str(error).splitlines()[0]}") from None
+    gc.collect()  # what loading left goes before the first request makes more
     signatures = loaded.signatures
     replayed, answer = 0, []
     for signature, inputs in _warmup_requests(folder / WARMUP):

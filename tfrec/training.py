@@ -100,7 +100,8 @@ class Config:
         calibration: of `GBCE`.
         epochs: at most.
         validate_every: epochs from one validation to the next; the first and the last are always validated.
-        patience: epochs without a better validation NDCG@10 after which training stops.
+        patience: epochs without a better validation NDCG@10 after which training stops. None: half of `epochs`, or
+            12 if that is more, since the last gains come as the learning rate falls.
         learning_rate: the highest: it rises to it in `warmup_epochs`, then falls along a cosine to `final_rate` times that.
         warmup_epochs, final_rate: of `learning_rate`; a `final_rate` of 1 keeps it constant.
         weight_decay: of AdamW.
@@ -145,7 +146,7 @@ class Config:
     calibration: float = 0.75
     epochs: int | None = None
     validate_every: int = 6
-    patience: int = 12
+    patience: int | None = None
     learning_rate: float = 2e-3
     warmup_epochs: int = 1
     final_rate: float = 0.0
@@ -275,6 +276,9 @@ def suited(config: Config, data: PreparedData) -> Config:
         "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
+    assert config.epochs is not None
+    if config.patience is None:
+        config = dataclasses.replace(config, patience=max(12, config.epochs // 2))
     if config.lazy_table is None:
         is_lazy = data.num_items > FULL_SOFTMAX_ITEMS and config.loss != "full_softmax"
         config = dataclasses.replace(config, lazy_table=is_lazy)
@@ -497,6 +501,12 @@ class _Progress(keras.callbacks.Callback):
             return self.history[-1]
         return max((row for row in self.history if MONITOR in row), key=lambda row: row[MONITOR])
 
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether `patience` epochs have passed since the best."""
+        best = self.best["epoch"] if self.history else 0
+        return len(self.history) - best >= (self.config.patience or 0)
+
     def _state(self) -> list:
         """Every variable that the next epoch depends on: weights, random generators (also of the loss), optimizer."""
         generator = getattr(self.model.loss, "seed_generator", None)
@@ -544,7 +554,7 @@ class _Progress(keras.callbacks.Callback):
         arrays = [v.numpy() for v in self._state()]
         write_whole(self.folder / CHECKPOINT, lambda path: np.savez(path, *arrays, history=json.dumps(self.history)))
         write_whole(self.folder / HISTORY, self._write_history)
-        if MONITOR in row and epoch - self.best["epoch"] >= self.config.patience:
+        if MONITOR in row and self.is_out_of_patience:
             self.model.stop_training = True
 
     def _write_history(self, path: Path) -> None:
@@ -608,7 +618,7 @@ def train(
         data.vocabulary.save(out)
         shutil.copy(data.folder / ITEMS, out / ITEMS)  # type: ignore[operator]
     try:
-        if len(progress.history) - (progress.best["epoch"] if progress.history else 0) < config.patience:
+        if not progress.is_out_of_patience:
             model.fit(
                 batches.dataset(),
                 epochs=config.final_epochs or config.epochs,
