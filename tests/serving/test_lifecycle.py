@@ -170,10 +170,13 @@ def test_a_dropped_version_leaves_nothing_in_memory(kind, request):
     assert all(there_are())
     of_model = [weakref.ref(model), *map(weakref.ref, captured.values())]
     del servable, model, captured, ops
-    gc.collect()
-    wait_for(lambda: not any(there_are()))
-    gc.collect()
-    assert [ref() for ref in of_model if ref() is not None] == tables
+
+    def is_gone():
+        gc.collect()
+        alive = {id(ref()) for ref in of_model} - {id(None)}
+        return not any(there_are()) and alive == set(map(id, tables))
+
+    wait_for(is_gone)
 
 
 def test_a_broken_version_is_refused_and_the_old_one_serves_on(base):
