@@ -169,9 +169,8 @@ def test_what_the_config_leaves_open_follows_from_the_data(events, width, dropou
     config = suited(Config("x"), data)
     chosen = (config.width, config.dropout_rate, config.loss, config.lazy_table)
     assert chosen == (width, dropout_rate, loss, lazy_table)
-    assert config.item_init == ("cooccurrence" if events == 1000 else "normal")
+    assert config.item_init == "cooccurrence"
     assert config.num_heads == width // 32
-    assert config.patience == max(12, config.epochs // 2)
     assert suited(config, data) == config
     assert suited(Config("x", width=48, dropout_rate=0.0), data).dropout_rate == 0.0
     with pytest.raises(ValueError, match=r"decide them with `suited\(config, data\)`"):

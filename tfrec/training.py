@@ -45,6 +45,8 @@ MONITOR = "val_ndcg@10"
 SHOWN = (MONITOR, "val_hr@10")
 FULL_SOFTMAX_ITEMS = 50_000
 """The largest catalogue that is trained with the full softmax unless told otherwise."""
+COUNTED_ITEMS = 500_000
+"""The largest catalogue whose item table starts from co-occurrence unless told otherwise: that takes minutes there."""
 SMALL_DATA, LARGE_DATA = 400_000, 10_000_000
 """Training events below and above which `suited` chooses other widths and dropout."""
 LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
@@ -91,7 +93,7 @@ class Config:
         mlp_dims: of `ItemTower`.
         init_stddev: of `ItemTower`: what the item table starts from.
         item_init: `normal`: that; or `cooccurrence`: as long, in the directions of `cooccurrence_vectors`. None: the second
-            for few events.
+            up to 500,000 items and 10 million events.
         similarity: of queries and candidates: `cosine`, or `dot`, which wants a `temperature` of 1.
         loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
@@ -100,8 +102,8 @@ class Config:
         calibration: of `GBCE`.
         epochs: at most.
         validate_every: epochs from one validation to the next; the first and the last are always validated.
-        patience: epochs without a better validation NDCG@10 after which training stops. None: half of `epochs`, or
-            12 if that is more, since the last gains come as the learning rate falls.
+        patience: None, or epochs without a better validation NDCG@10 after which training stops. The last gains come as
+            the learning rate falls, and the weights of the best epoch are kept anyway.
         learning_rate: the highest: it rises to it in `warmup_epochs`, then falls along a cosine to `final_rate` times that.
         warmup_epochs, final_rate: of `learning_rate`; a `final_rate` of 1 keeps it constant.
         weight_decay: of AdamW.
@@ -257,7 +259,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def suited(config: Config, data: PreparedData) -> Config:
     """The config with everything that it leaves open decided from the size of the data.
 
-    Few events want a narrow tower, much dropout and a start from counts, many a wide one and less. Batches are small enough
+    Few events want a narrow tower and much dropout, many a wide one and less. Batches are small enough
     for about 500 steps an epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
     """
     split = LeaveLastOut(data)
@@ -271,14 +273,11 @@ def suited(config: Config, data: PreparedData) -> Config:
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
-        "item_init": "cooccurrence" if is_small else "normal",
+        "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
         "epochs": min(60, max(12, round(11_500 * batch_positions / events))),
         "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
-    assert config.epochs is not None
-    if config.patience is None:
-        config = dataclasses.replace(config, patience=max(12, config.epochs // 2))
     if config.lazy_table is None:
         is_lazy = data.num_items > FULL_SOFTMAX_ITEMS and config.loss != "full_softmax"
         config = dataclasses.replace(config, lazy_table=is_lazy)
@@ -504,8 +503,9 @@ class _Progress(keras.callbacks.Callback):
     @property
     def is_out_of_patience(self) -> bool:
         """Whether `patience` epochs have passed since the best."""
-        best = self.best["epoch"] if self.history else 0
-        return len(self.history) - best >= (self.config.patience or 0)
+        if not self.config.patience or not self.history:
+            return False
+        return len(self.history) - self.best["epoch"] >= self.config.patience
 
     def _state(self) -> list:
         """Every variable that the next epoch depends on: weights, random generators (also of the loss), optimizer."""
