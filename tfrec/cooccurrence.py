@@ -45,7 +45,9 @@ def cooccurrence_vectors(item_index: np.ndarray, offsets: np.ndarray, num_items:
     vectors = np.zeros((num_items, width), np.float32)
     rank = min(width, num_items - 1)
     if rank and matrix.nnz:
-        left, values, _ = scipy.sparse.linalg.svds(matrix, k=rank, tol=0.1, v0=np.ones(num_items, np.float32))
+        # random: ARPACK breaks down on a start that some structure of the data annihilates
+        start = np.random.default_rng(0).random(num_items, np.float32)
+        left, values, _ = scipy.sparse.linalg.svds(matrix, k=rank, tol=0.1, v0=start)
         vectors[:, :rank] = left * np.sqrt(values)
         lengths = np.linalg.norm(vectors, axis=1)
         vectors *= 1 / lengths[lengths > 1e-6].mean()
