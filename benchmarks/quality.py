@@ -53,7 +53,7 @@ def draw(points: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
         for preset, seconds, ndcg in shown:
             panel.scatter(seconds / 60, ndcg)
             panel.annotate(preset, (seconds / 60, ndcg), xytext=(4, 4), textcoords="offset points")
-        panel.set(title=data, xlabel="training time, minutes (2 cores)", ylabel="NDCG@10")
+        panel.set(title=data, xlabel="training time, minutes", ylabel="NDCG@10")
         panel.margins(0.2)
     plt.tight_layout()
     plt.savefig(path)

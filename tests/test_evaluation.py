@@ -104,6 +104,7 @@ def test_the_result_has_the_keys_that_are_promised(run, data):
     result = evaluate(data, "validation", run.model)
     assert list(result["model"]) == ["hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr"]
     assert result["num_users"] == 2000
+    assert result["num_short_users"] == result["num_repeat_targets"] == 0
     assert result["model"]["ndcg@10"] == pytest.approx(run.metrics["validation"]["ndcg@10"])
 
 

@@ -27,6 +27,13 @@ def test_the_last_is_test_the_second_last_validation_the_rest_training():
     ]
 
 
+def test_targets_that_the_user_had_before_are_counted():
+    data = PreparedData.from_histories([["a", "b", "c", "a"], ["a", "a"], ["b", "b", "c"], ["c", "b", "b"]])
+    split = LeaveLastOut(data)
+    assert split.num_repeats("test") == 2
+    assert split.num_repeats("validation") == 1
+
+
 def test_training_holds_no_target():
     rng = np.random.default_rng(0)
     data = PreparedData.from_histories([[f"{u}-{i}" for i in range(n)] for u, n in enumerate(rng.integers(3, 9, 50))])

@@ -267,6 +267,10 @@ def print_metrics(result: dict[str, Any]) -> None:
             name, *(f"{value:.4f}" for value in result[name].values()), style="bold" if name == "model" else ""
         )
     out.print(table)
+    if result["num_short_users"]:
+        out.print(f"{result['num_short_users']:,} users with fewer than 3 events are not evaluated.")
+    if result["num_repeat_targets"]:
+        out.print(f"{result['num_repeat_targets']:,} targets were in the user's history already: misses, whatever the model.")
 
 
 @app.command()

@@ -201,8 +201,9 @@ def evaluate(data: PreparedData, part: str = "test", model: TwoTower | None = No
     if not len(split.users):
         raise ValueError("No user has 3 events (one of history, a validation and a test target): nothing to evaluate.")
     result = {} if model is None else {"model": evaluate_model(model, split, part)}
-    return (
-        result
-        | evaluate_baselines(split, part)
-        | {"split": part, "num_users": len(split.users), "num_short_users": split.num_short}
-    )
+    counts = {
+        "num_users": len(split.users),
+        "num_short_users": split.num_short,
+        "num_repeat_targets": split.num_repeats(part),
+    }
+    return result | evaluate_baselines(split, part) | {"split": part} | counts

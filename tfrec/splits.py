@@ -51,3 +51,8 @@ class LeaveLastOut:
     def targets(self, split: str) -> np.ndarray:
         """int32 `(num evaluated users,)`: the item index to be found."""
         return self.data.item_index[self.histories(split)[1]]
+
+    def num_repeats(self, split: str) -> int:
+        """How many targets their user had before: seen items are removed from a ranking, so these are always misses."""
+        item_index, targets = self.data.item_index, self.targets(split)
+        return sum(t in item_index[start:end] for t, start, end in zip(targets, *self.histories(split), strict=True))
