@@ -171,6 +171,7 @@ def test_what_the_config_leaves_open_follows_from_the_data(events, width, dropou
     assert chosen == (width, dropout_rate, loss, lazy_table)
     assert config.item_init == "cooccurrence"
     assert config.num_heads == width // 32
+    assert config.num_blocks == (2 if events == 1000 else 3)
     assert suited(config, data) == config
     assert suited(Config("x", width=48, dropout_rate=0.0), data).dropout_rate == 0.0
     with pytest.raises(ValueError, match=r"decide them with `suited\(config, data\)`"):

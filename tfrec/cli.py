@@ -270,7 +270,9 @@ def print_metrics(result: dict[str, Any]) -> None:
     if result["num_short_users"]:
         out.print(f"{result['num_short_users']:,} users with fewer than 3 events are not evaluated.")
     if result["num_repeat_targets"]:
-        out.print(f"{result['num_repeat_targets']:,} targets were in the user's history already: misses, whatever the model.")
+        out.print(
+            f"{result['num_repeat_targets']:,} targets were in the user's history already: misses, whatever the model."
+        )
 
 
 @app.command()

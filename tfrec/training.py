@@ -48,7 +48,7 @@ FULL_SOFTMAX_ITEMS = 50_000
 COUNTED_ITEMS = 500_000
 """The largest catalogue whose item table starts from co-occurrence unless told otherwise: that takes minutes there."""
 SMALL_DATA, LARGE_DATA = 400_000, 10_000_000
-"""Training events below and above which `suited` chooses other widths and dropout."""
+"""Training events below and above which `suited` chooses another size and dropout."""
 LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
 
 SIMILARITIES = ("dot", "cosine")
@@ -57,7 +57,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 _DOT = {"similarity": "dot", "temperature": 1.0, "attention_dropout_rate": None, "item_init": "normal"}
 _SASREC = _DOT | {
-    "block": "transformer", "positions": ["absolute"], "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
+    "block": "transformer", "positions": ["absolute"], "num_blocks": 2, "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
     "windows": False, "batch_positions": 4096, "epochs": 60,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
@@ -65,8 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": {"num_blocks": 8},
     "sasrec": _SASREC | {"width": 64},
     "gsasrec": _SASREC | {"width": 128, "loss": "gbce", "num_negatives": 256},
-    "esasrec": _DOT | {"positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
-    "hstu": {"block": "hstu"},
+    "esasrec": _DOT | {"num_blocks": 2, "positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
+    "hstu": {"num_blocks": 2, "block": "hstu"},
     "narm": _SASREC | {"width": 64, "block": "gru", "positions": [], "num_blocks": 1},
 }
 """Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
@@ -126,7 +126,7 @@ class Config:
     data: str
     max_length: int = 200
     width: int | None = None
-    num_blocks: int = 2
+    num_blocks: int | None = None
     num_heads: int | None = None
     hidden_dim: int | None = None
     dropout_rate: float | None = None
@@ -259,8 +259,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def suited(config: Config, data: PreparedData) -> Config:
     """The config with everything that it leaves open decided from the size of the data.
 
-    Few events want a narrow tower and much dropout, many a wide one and less. Batches are small enough
-    for about 500 steps an epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
+    Few events want a small tower and much dropout, many a larger one and less. Batches are small enough for about 500 steps an
+    epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
     """
     split = LeaveLastOut(data)
     each = (split.train_ends - data.offsets[:-1] - 1).clip(0)
@@ -270,6 +270,7 @@ def suited(config: Config, data: PreparedData) -> Config:
     batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
     automatic: dict[str, Any] = {
         "width": width,
+        "num_blocks": 2 if is_small else 3,
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
@@ -289,10 +290,8 @@ def build_model(config: Config, num_items: int) -> TwoTower:
     policy = keras.dtype_policies.DTypePolicy(
         "float32" if config.precision == "float32" else f"mixed_{config.precision}"
     )
-    if config.width is None or config.num_heads is None or config.dropout_rate is None:
-        raise ValueError(
-            "The config leaves width, num_heads or dropout_rate open: decide them with `suited(config, data)`."
-        )
+    if config.width is None or config.num_blocks is None or config.num_heads is None or config.dropout_rate is None:
+        raise ValueError("The config leaves the model's size or dropout open: decide them with `suited(config, data)`.")
     own: dict[str, Any] = {"normalize": config.similarity == "cosine", "dtype": policy}
     items = ItemTower(
         num_items, config.width, config.mlp_dims, init_stddev=config.init_stddev, name="item_tower", **own
