@@ -33,7 +33,14 @@ def data(data_folder) -> PreparedData:
 @pytest.fixture(scope="session")
 def small_config(data_folder) -> Config:
     return Config(
-        str(data_folder), max_length=24, width=32, num_heads=2, dropout_rate=0.1, learning_rate=5e-3, epochs=14
+        str(data_folder),
+        max_length=24,
+        width=32,
+        num_blocks=2,
+        num_heads=2,
+        dropout_rate=0.1,
+        learning_rate=5e-3,
+        epochs=14,
     )
 
 
@@ -76,3 +83,15 @@ def item_tower_of():
         return tower
 
     return make
+
+
+@pytest.fixture(scope="session")
+def same_but_for_ties():
+    """`check(ids, expected, scores)`: the same rows; only items whose scores differ by no more than rounding may change places."""
+
+    def check(ids, expected, scores) -> None:
+        for row, expected_row, scores_row in zip(ids, expected, scores, strict=True):
+            score_of = dict(zip(expected_row, scores_row, strict=True))
+            assert [score_of[i] for i in row] == pytest.approx(list(scores_row), rel=0, abs=2e-6)
+
+    return check

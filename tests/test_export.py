@@ -79,10 +79,10 @@ def test_a_fresh_process_answers_as_python_does(request, run, histories, kind, i
     assert np.mean([a == b for a, b in zip(answer, expected, strict=True)]) >= (1.0 if kind == "exact" else 0.95)
 
 
-def test_a_thousand_histories_get_the_same_ids_and_scores_as_in_python(run, served, histories):
+def test_a_thousand_histories_get_the_same_ids_and_scores_as_in_python(run, served, histories, same_but_for_ties):
     answer = call(served, "serving_default", history=padded(histories))
     expected, scores = in_python(run, histories, 10)
-    assert ids(answer) == expected
+    same_but_for_ties(ids(answer), expected, scores)
     np.testing.assert_allclose(answer["scores"], scores, rtol=1e-4, atol=1e-4)
 
 
