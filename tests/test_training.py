@@ -158,11 +158,14 @@ def test_a_final_model_learns_from_the_targets_too(uninterrupted, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("events", "width", "dropout_rate", "loss", "lazy_table"),
-    [(1000, 64, 0.5, "full_softmax", False), (900_000, 128, 0.3, "tfrs_retrieval", True)],
+    ("events", "num_items", "width", "dropout_rate", "loss", "lazy_table"),
+    [
+        (1000, 100, 64, 0.5, "full_softmax", False),
+        (900_000, 4000, 128, 0.3, "full_softmax", False),
+        (900_000, 90_000, 128, 0.5, "tfrs_retrieval", True),
+    ],
 )
-def test_what_the_config_leaves_open_follows_from_the_data(events, width, dropout_rate, loss, lazy_table):
-    num_items = events // 10
+def test_what_the_config_leaves_open_follows_from_the_data(events, num_items, width, dropout_rate, loss, lazy_table):
     items = np.resize(np.arange(2, num_items + 2, dtype=np.int32), events)
     vocabulary = Vocabulary([f"i{i}" for i in range(num_items)])
     data = PreparedData(vocabulary, items, np.zeros(events, np.int64), np.arange(0, events + 1, 100), {})

@@ -49,6 +49,8 @@ COUNTED_ITEMS = 500_000
 """The largest catalogue whose item table starts from co-occurrence unless told otherwise: that takes minutes there."""
 SMALL_DATA, LARGE_DATA = 400_000, 10_000_000
 """Training events below and above which `suited` chooses another size and dropout."""
+SPARSE_DATA = 100
+"""Training events for each item of the catalogue below which `suited` drops as much as for few events."""
 LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
 
 SIMILARITIES = ("dot", "cosine")
@@ -259,20 +261,21 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def suited(config: Config, data: PreparedData) -> Config:
     """The config with everything that it leaves open decided from the size of the data.
 
-    Few events want a small tower and much dropout, many a larger one and less. Batches are small enough for about 500 steps an
-    epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
+    Few events want a small tower and much dropout, many a larger one and, where they are many for each item, less. Batches are
+    small enough for about 500 steps an epoch, and epochs are as many as make 11,500 steps: `docs/quality.md` has the measurements.
     """
     split = LeaveLastOut(data)
     each = (split.train_ends - data.offsets[:-1] - 1).clip(0)
     events = max(1, int(each.sum() if config.windows else each.clip(0, config.max_length).sum()))
     is_small = events < SMALL_DATA
+    is_sparse = events < SPARSE_DATA * data.num_items
     width = config.width or (64 if is_small else 128)
     batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
     automatic: dict[str, Any] = {
         "width": width,
         "num_blocks": 2 if is_small else 3,
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
-        "dropout_rate": 0.5 if is_small else 0.3 if events < LARGE_DATA else 0.1,
+        "dropout_rate": 0.5 if is_small or is_sparse else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
         "epochs": min(60, max(12, round(11_500 * batch_positions / events))),
