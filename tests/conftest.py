@@ -91,6 +91,7 @@ def same_but_for_ties():
 
     def check(ids, expected, scores) -> None:
         for row, expected_row, scores_row in zip(ids, expected, scores, strict=True):
+            assert sorted(row) == sorted(expected_row)
             score_of = dict(zip(expected_row, scores_row, strict=True))
             assert [score_of[i] for i in row] == pytest.approx(list(scores_row), rel=0, abs=2e-6)
 
