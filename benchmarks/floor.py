@@ -2,7 +2,8 @@
 
     python benchmarks/floor.py DATA
 
-The model is the `sasrec` preset. Each product of the step is timed alone, compiled by XLA as in the step.
+The model is the `sasrec` preset, its feed-forward layer four times as wide, with 4,096 positions a step. Each product of
+the step is timed alone, compiled by XLA as in the step.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def main(folder: str) -> None:
     print(f"machine: {SIZE} x {SIZE} x {SIZE} {rate / 1e9:.0f} GFLOP/s, memory copy {bandwidth / 1e9:.1f} GB/s")
 
     data = PreparedData.open(folder)
-    config = Config.from_dict({"data": folder} | preset("sasrec"))
+    config = Config.from_dict({"data": folder} | preset("sasrec") | {"hidden_dim": None, "batch_positions": 4096})
     model, batches = compile_model(config, data)
     rows, length, width, heads, items = batches.rows, batches.length, config.width, config.num_heads, data.num_items
     positions, half, head = rows * length, (length + 1) // 2, width // heads

@@ -2,8 +2,9 @@
 
     python benchmarks/packing.py DATA
 
-Both have the same model, the `sasrec` preset, and as many positions in a batch. Buckets are the best five for this log,
-padding each history to the next of five lengths; their steps are timed on rows that are full, so only shapes count.
+Both have the same model, the `sasrec` preset with a wider feed-forward layer, and as many positions in a batch. Buckets are the
+best five for this log, padding each history to the next of five lengths; their steps are timed on rows that are full, so only
+shapes count.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def step_seconds(step, inputs: dict, target) -> float:
 
 def main(folder: str) -> None:
     model, batches = compile_model(
-        Config.from_dict({"data": folder, "batch_positions": POSITIONS} | preset("sasrec")), PreparedData.open(folder)
+        Config.from_dict({"data": folder} | preset("sasrec") | {"hidden_dim": None, "batch_positions": POSITIONS}),
+        PreparedData.open(folder),
     )
     model.make_train_function()
     lengths = batches.lengths[batches.lengths > 0]

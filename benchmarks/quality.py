@@ -116,6 +116,7 @@ def draw(measured: dict[str, dict[str, list[dict]]], path: Path) -> None:
             panel.annotate(preset, (minutes, statistics.mean(gains)), xytext=(5, 4), textcoords="offset points")
         panel.set(title=data, xlabel="training time, minutes", ylabel="test NDCG@10")
         panel.margins(0.2)
+        panel.set_xlim(left=0)
     plt.tight_layout()
     plt.savefig(path)
 

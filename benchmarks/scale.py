@@ -34,7 +34,8 @@ def measure(data: str, lazy: str) -> None:
     from tfrec.prepared import PreparedData
     from tfrec.training import Config, compile_model, preset
 
-    settings = {"max_length": 50, "loss": "sampled_softmax", "lazy_table": json.loads(lazy), "batch_positions": 4096}
+    settings = {"max_length": 50, "loss": "sampled_softmax", "lazy_table": json.loads(lazy)}
+    settings |= {"hidden_dim": None, "batch_positions": 4096}
     config = Config.from_dict({"data": data} | preset("sasrec") | settings)
     model, batches = compile_model(config, PreparedData.open(data))
     step = model.make_train_function() or model.train_function

@@ -60,13 +60,13 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 _DOT = {"similarity": "dot", "temperature": 1.0, "attention_dropout_rate": None, "item_init": "normal"}
 _SASREC = _DOT | {
     "block": "transformer", "positions": ["absolute"], "num_blocks": 2, "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
-    "windows": False, "batch_positions": 4096, "epochs": 60,
+    "windows": False, "epochs": 60,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "large": {"num_blocks": 8},
-    "sasrec": _SASREC | {"width": 64},
-    "gsasrec": _SASREC | {"width": 128, "loss": "gbce", "num_negatives": 256},
+    "sasrec": _SASREC | {"width": 64, "hidden_dim": 64},
+    "gsasrec": _SASREC | {"width": 128, "hidden_dim": 128, "loss": "gbce", "num_negatives": 256},
     "esasrec": _DOT | {"num_blocks": 2, "positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
     "hstu": {"num_blocks": 2, "block": "hstu"},
     "narm": _SASREC | {"width": 64, "block": "gru", "positions": [], "num_blocks": 1},

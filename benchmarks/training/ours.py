@@ -17,7 +17,7 @@ def main() -> None:
     given, clock = arguments(), Clock()
     settings = {
         "max_length": LENGTH, "width": WIDTH, "num_blocks": BLOCKS, "num_heads": HEADS, "hidden_dim": WIDTH,
-        "dropout_rate": DROPOUT, "num_negatives": NEGATIVES,
+        "batch_positions": 4096, "dropout_rate": DROPOUT, "num_negatives": NEGATIVES,
         "loss": {"softmax": "full_softmax", "sampled": "sampled_softmax"}[given.loss],
     }  # fmt: skip
     config = Config.from_dict({"data": str(given.data)} | preset("sasrec") | settings)

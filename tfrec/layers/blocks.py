@@ -26,7 +26,8 @@ class TransformerBlock(keras.layers.Layer):
     """Pre-LN transformer block: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
 
     Source: Xiong et al. 2020 (pre-LN); SASRec's block (Kang & McAuley 2018, section III-B) in that order. Differs from
-    SASRec: normalisation before both sublayers, GELU, a feed-forward layer wider than the model.
+    SASRec's code: keys and values are normalised like queries; GELU; there the feed-forward layer is as wide as the model, as
+    it is in the preset `sasrec`.
 
     Args:
         num_heads: int > 0; must divide the width of the input.
