@@ -87,8 +87,15 @@ def test_gbce_by_hand(item_tower_of):
     tower = item_tower_of([[0.0], [1.0], [2.0], [3.0], [4.0]])
     query, target, is_real = np.array([[[1.0], [9.0]]], np.float32), np.array([[3, 4]]), np.array([[True, False]])
     total, count = GBCE(2, 0.75)(query, target, is_real, tower, negatives=np.array([4, 3]))  # 3 is an accidental hit
-    assert float(total) == pytest.approx(0.625 * np.log1p(np.exp(-1)) + np.log1p(np.exp(2)), rel=1e-5)
+    assert float(total) == pytest.approx(0.625 * np.log1p(5 * np.exp(-1)) + np.log1p(np.exp(2) / 5), rel=1e-5)
     assert float(count) == 1
+
+
+def test_gbce_begins_at_the_probability_of_a_random_item(item_tower_of):
+    """Logits of 0, as at the start: odds of 1 to 5 for each of five items, the target and the negative."""
+    tower = item_tower_of([[0.0]] * 5)
+    total, _ = GBCE(1, 0.0)(np.ones((1, 1, 1), np.float32), np.array([[3]]), np.array([[True]]), tower, np.array([4]))
+    assert float(total) == pytest.approx(-np.log(1 / 6) - np.log(5 / 6), rel=1e-5)
 
 
 def test_cosine_candidates_have_length_one(item_tower_of):

@@ -184,10 +184,13 @@ class SampledSoftmax:
 class GBCE(SampledSoftmax):
     """Generalised binary cross-entropy against a few uniform negatives, drawn once a step and shared by all positions.
 
-    `-(beta log sigmoid(own) + sum over negatives of log(1 - sigmoid(other)))`. With few negatives plain binary cross-entropy
-    is overconfident; `beta` takes that back, in full at `calibration` 1, not at all at 0.
+    `-(beta log sigmoid(own) + sum over negatives of log(1 - sigmoid(other)))`, logits lowered by `log(num_items)`. With few
+    negatives plain binary cross-entropy is overconfident; `beta` takes that back, in full at `calibration` 1, not at all at 0.
     Source: Petrov & Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
-    Sampling". Differs from the source: the negatives are shared by the positions of a batch.
+    Sampling". Differs from the source: the negatives are shared by the positions of a batch, and logits are lowered, which
+    leaves every ranking as it is: training begins at the probability of an item drawn at random instead of 1/2 (as in Lin et
+    al. 2017, "Focal Loss for Dense Object Detection", section 3.3). From 1/2 the queries first learn, all alike, to reject
+    whatever is asked, and take long to differ again.
 
     Args:
         num_negatives: int > 0.
@@ -208,7 +211,9 @@ class GBCE(SampledSoftmax):
     def __call__(self, query, target, is_real, item_tower, negatives=None):
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
         own, others, weight = sampled_logits(query, target, is_real, item_tower, negatives, self.temperature)
-        loss = self.beta(item_tower.num_items) * ops.softplus(-own[:, 0]) + ops.sum(ops.softplus(others), axis=-1)
+        prior = math.log(item_tower.num_items)
+        loss = self.beta(item_tower.num_items) * ops.softplus(prior - own[:, 0])
+        loss += ops.sum(ops.softplus(others - prior), axis=-1)
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):
