@@ -2,19 +2,26 @@
 
     python benchmarks/quality.py FOLDER [--data movielens-1m ...] [--presets default ...] [--seeds 0 1 2] [--measured]
 
-Prepares, trains, evaluates on test once, each in a process of its own, one after the other. What is already in FOLDER is not
-done again; with `--measured` nothing is trained. Prints tables in Markdown, with the baselines and what others publish, and draws
-NDCG@10 against training time into FOLDER/quality.svg.
+Prepares, trains, evaluates on test once, each in a process of its own, one after the other, and adds a row to a record,
+FOLDER/quality.csv or `--record FILE`. What the record has is not done again; with `--measured` nothing is trained. Prints tables in
+Markdown, with the baselines and what others publish, and draws NDCG@10 against training time as an SVG beside the record.
+
+The record of this project is benchmarks/quality.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import duckdb
+import h5py
+import matplotlib.pyplot as plt
 
 DATA = ["movielens-1m", "movielens-100k", "amazon-beauty"]
 PRESETS = ["default", "large", "sasrec", "gsasrec", "esasrec", "hstu", "narm"]
@@ -40,68 +47,99 @@ PUBLISHED = {
 """HR@10 and NDCG@10 that others report for the same protocol, and where."""
 
 
-def call(*arguments: str | Path) -> None:
-    """Run tfrec; on failure, say what it said."""
-    done = subprocess.run(["tfrec", *map(str, arguments)], capture_output=True, text=True)
+COLUMNS = ["data", "preset", "seed", "hr@10", "ndcg@10", "validation", "seconds", "parameters", "commit"]
+"""Of the record: a row for each run, and one without seed for each baseline; `validation` is NDCG@10 too."""
+
+
+def call(*arguments: str | Path) -> str:
+    """What a command prints; on failure, say what it said."""
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"tfrec {' '.join(map(str, arguments))} failed:\n{done.stderr[-2000:]}")
+        sys.exit(f"{' '.join(map(str, arguments))} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
-def measure(folder: Path, data: str, preset: str, seed: int) -> None:
-    """Train and evaluate one run, unless the folder has it."""
-    run, result = folder / data / f"{preset}-{seed}", folder / data / f"{preset}-{seed}.json"
-    if not (folder / data / "data").exists():
-        call("prepare", data, "--out", folder / data / "data")
-    if not result.exists():
-        call("train", folder / data / "data", "--out", run, "--preset", preset, "--set", f"seed={seed}", "--overwrite")
-        call("evaluate", run, "--json", result)
+def measure(folder: Path, data: str, preset: str, seed: int) -> list[dict]:
+    """Train and evaluate one run: its row, and those of the baselines."""
+    prepared, run, result = folder / data / "data", folder / data / f"{preset}-{seed}", folder / data / "test.json"
+    if not prepared.exists():
+        call("tfrec", "prepare", data, "--out", prepared)
+    call("tfrec", "train", prepared, "--out", run, "--preset", preset, "--set", f"seed={seed}", "--overwrite")
+    call("tfrec", "evaluate", run, "--json", result)
+    trained, test = (json.loads(path.read_text()) for path in (run / "metrics.json", result))
+    commit = call("git", "-C", Path(__file__).parent, "describe", "--always", "--dirty").strip()
+    own = {
+        "seed": seed,
+        "validation": round(trained["validation"]["ndcg@10"], 5),
+        "seconds": round(trained["seconds"]),
+        "parameters": parameters(run / "model.weights.h5"),
+    }
+    return [
+        {"data": data, "preset": name, "commit": commit}
+        | {metric: round(test[contender][metric], 5) for metric in ("hr@10", "ndcg@10")}
+        | (own if contender == "model" else {})
+        for name, contender in [(preset, "model"), *((name, name) for name in BASELINES)]
+    ]
 
 
-def figures(run: Path) -> dict:
-    """What one run has: `model` and the baselines with their metrics; `seconds`, `validation`, `parameters`."""
-    import h5py
-
+def parameters(weights: Path) -> int:
+    """How many numbers a file of weights has, the optimizer's left out."""
     sizes: dict[str, int] = {}
-    with h5py.File(run / "model.weights.h5") as weights:
-        weights.visititems(lambda name, value: sizes.update({name: getattr(value, "size", 0)}))
-    parameters = sum(size for name, size in sizes.items() if not name.startswith("optimizer"))
-    metrics = json.loads((run / "metrics.json").read_text())
-    own = {"seconds": metrics["seconds"], "validation": metrics["validation"]["ndcg@10"], "parameters": parameters}
-    return json.loads(run.with_name(f"{run.name}.json").read_text()) | own
+    with h5py.File(weights) as file:
+        file.visititems(lambda name, value: sizes.update({name: getattr(value, "size", 0)}))
+    return sum(size for name, size in sizes.items() if not name.startswith("optimizer"))
 
 
-def spread(values: list[float]) -> str:
-    """Mean and deviation, or the only value."""
-    deviation = f" ± {statistics.pstdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{deviation}"
+def add(record: Path, rows: list[dict]) -> None:
+    """Append those rows that a record has not."""
+    known = recorded(record)
+    with record.open("a", newline="") as lines:
+        writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+        if not known:
+            writer.writeheader()
+        writer.writerows(row for row in rows if (row["data"], row["preset"], row.get("seed")) not in known)
 
 
-def table(data: str, presets: dict[str, list[dict]]) -> str:
+def recorded(record: Path) -> set[tuple[str, str, int | None]]:
+    """Data, preset and seed of each row."""
+    if not record.exists():
+        return set()
+    return set(duckdb.execute("select data, preset, seed from read_csv(?)", [str(record)]).fetchall())
+
+
+def summary(record: Path, data: str) -> list[dict]:
+    """Mean and deviation over the seeds of each preset, presets first, then the baselines."""
+    found = duckdb.execute(
+        """select preset, list(seed order by seed) filter (seed is not null) as seeds,
+            avg("hr@10") as hit, stddev_pop("hr@10") as hit_spread, avg("ndcg@10") as gain, stddev_pop("ndcg@10") as gain_spread,
+            avg(validation) as validation, avg(seconds) as seconds, max(parameters) as parameters
+        from read_csv($record) where data = $data group by preset order by list_position($order, preset)""",
+        {"record": str(record), "data": data, "order": PRESETS + BASELINES},
+    )
+    names = [column[0] for column in found.description]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def table(data: str, rows: list[dict]) -> str:
     """Presets, baselines and published figures of one data set, in Markdown."""
     lines = [f"| {data} | HR@10 | NDCG@10 | on validation | training | parameters | seeds |", "|---" * 7 + "|"]
-    for preset, runs in presets.items():
-        mean = {name: statistics.mean(r[name] for r in runs) for name in ("validation", "seconds")}
-        cells = [spread([r["model"][name] for r in runs]) for name in ("hr@10", "ndcg@10")]
-        cells += [
-            f"{mean['validation']:.4f}",
-            f"{mean['seconds']:,.0f} s",
-            f"{runs[0]['parameters']:,}",
-            str(len(runs)),
-        ]
-        lines.append(f"| {' | '.join([preset, *cells])} |")
-    known = next(iter(presets.values()))[0]
-    others = {name: (known[name]["hr@10"], known[name]["ndcg@10"]) for name in BASELINES} | PUBLISHED[data]
-    lines += [f"| {name} | {hit:.4f} | {gain:.4f} | | | | |" for name, (hit, gain) in others.items()]
+    for row in rows:
+        if row["seeds"] is None:
+            lines.append("| {preset} | {hit:.4f} | {gain:.4f} | | | | |".format_map(row))
+            continue
+        spread = " ± {:.4f}" if len(row["seeds"]) > 1 else ""
+        hit, gain = (f"{row[name]:.4f}" + spread.format(row[f"{name}_spread"]) for name in ("hit", "gain"))
+        trained = "{validation:.4f} | {seconds:,.0f} s | {parameters:,}".format_map(row)
+        lines.append(f"| {row['preset']} | {hit} | {gain} | {trained} | {', '.join(map(str, row['seeds']))} |")
+    lines += [f"| {name} | {hit:.4f} | {gain:.4f} | | | | |" for name, (hit, gain) in PUBLISHED[data].items()]
     return "\n".join(lines)
 
 
-def draw(measured: dict[str, dict[str, list[dict]]], path: Path) -> None:
+def draw(measured: dict[str, list[dict]], path: Path) -> None:
     """NDCG@10 against training time, a panel for each data set; a line for the bigram and one for the best that is published."""
-    import matplotlib.pyplot as plt
-
     _, panels = plt.subplots(1, len(measured), figsize=(5 * len(measured), 4), squeeze=False)
-    for panel, (data, presets) in zip(panels[0], measured.items(), strict=True):
-        lines = {"bigram": next(iter(presets.values()))[0]["bigram"]["ndcg@10"]}
+    for panel, (data, rows) in zip(panels[0], measured.items(), strict=True):
+        lines = {row["preset"]: row["gain"] for row in rows if row["preset"] == "bigram"}
         for name, (_, gain) in sorted(PUBLISHED[data].items(), key=lambda item: item[1][1])[-1:]:
             lines[name.partition(";")[0]] = gain
         for name, gain in lines.items():
@@ -109,11 +147,11 @@ def draw(measured: dict[str, dict[str, list[dict]]], path: Path) -> None:
             panel.annotate(
                 name, (1, gain), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.5", size=8
             )
-        for preset, runs in presets.items():
-            minutes = statistics.mean(r["seconds"] for r in runs) / 60
-            gains = [r["model"]["ndcg@10"] for r in runs]
-            panel.errorbar(minutes, statistics.mean(gains), statistics.pstdev(gains), fmt="o")
-            panel.annotate(preset, (minutes, statistics.mean(gains)), xytext=(5, 4), textcoords="offset points")
+        for row in rows:
+            if row["seeds"]:
+                point = (row["seconds"] / 60, row["gain"])
+                panel.errorbar(*point, row["gain_spread"], fmt="o")
+                panel.annotate(row["preset"], point, xytext=(5, 4), textcoords="offset points")
         panel.set(title=data, xlabel="training time, minutes", ylabel="test NDCG@10")
         panel.margins(0.2)
         panel.set_xlim(left=0)
@@ -125,23 +163,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", nargs="+", default=DATA, choices=DATA)
-    parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--measured", action="store_true", help="show what FOLDER has; train nothing")
+    parser.add_argument("--record", type=Path, help="a row for each run; default: FOLDER/quality.csv")
+    parser.add_argument("--measured", action="store_true", help="show what the record has; train nothing")
     given = parser.parse_args()
-    measured: dict[str, dict[str, list[dict]]] = {}
-    for data in given.data:
-        for preset in given.presets:
-            for seed in given.seeds:
-                run = given.folder / data / f"{preset}-{seed}"
-                if not given.measured:
-                    measure(given.folder, data, preset, seed)
-                if run.with_name(f"{run.name}.json").exists():
-                    measured.setdefault(data, {}).setdefault(preset, []).append(figures(run))
-        if data in measured:
-            print(table(data, measured[data]), end="\n\n", flush=True)
+    record = given.record or given.folder / "quality.csv"
+    if not given.measured:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        for run in itertools.product(given.data, given.presets, given.seeds):
+            if run not in recorded(record):
+                add(record, measure(given.folder, *run))
+    measured = {data: rows for data in given.data if (rows := summary(record, data))}
+    print("\n\n".join(table(data, rows) for data, rows in measured.items()))
     if measured:
-        draw(measured, given.folder / "quality.svg")
+        draw(measured, record.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
