@@ -137,7 +137,8 @@ def table(data: str, rows: list[dict]) -> str:
 
 def draw(measured: dict[str, list[dict]], path: Path) -> None:
     """NDCG@10 against training time, a panel for each data set; a line for the bigram and one for the best that is published."""
-    _, panels = plt.subplots(1, len(measured), figsize=(5 * len(measured), 4), squeeze=False)
+    figure, panels = plt.subplots(1, len(measured), figsize=(5 * len(measured), 4.5), squeeze=False)
+    shown = {}
     for panel, (data, rows) in zip(panels[0], measured.items(), strict=True):
         lines = {row["preset"]: row["gain"] for row in rows if row["preset"] == "bigram"}
         for name, (_, gain) in sorted(PUBLISHED[data].items(), key=lambda item: item[1][1])[-1:]:
@@ -149,14 +150,17 @@ def draw(measured: dict[str, list[dict]], path: Path) -> None:
             )
         for row in rows:
             if row["seeds"]:
-                point = (row["seconds"] / 60, row["gain"])
-                panel.errorbar(*point, row["gain_spread"], fmt="o")
-                panel.annotate(row["preset"], point, xytext=(5, 4), textcoords="offset points")
+                color = f"C{PRESETS.index(row['preset'])}"
+                shown[row["preset"]] = panel.errorbar(
+                    row["seconds"] / 60, row["gain"], row["gain_spread"], fmt="o", color=color, capsize=3
+                )
         panel.set(title=data, xlabel="training time, minutes", ylabel="test NDCG@10")
         panel.margins(0.2)
         panel.set_xlim(left=0)
-    plt.tight_layout()
-    plt.savefig(path)
+    names = [preset for preset in PRESETS if preset in shown]
+    figure.legend([shown[name] for name in names], names, loc="lower center", ncols=len(names), frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path)
 
 
 def main() -> None:
