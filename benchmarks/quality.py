@@ -160,7 +160,8 @@ def draw(measured: dict[str, list[dict]], path: Path) -> None:
     names = [preset for preset in PRESETS if preset in shown]
     figure.legend([shown[name] for name in names], names, loc="lower center", ncols=len(names), frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path)
+    with plt.rc_context({"svg.hashsalt": path.stem}):  # the same figures make the same file
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -173,7 +174,10 @@ def main() -> None:
     parser.add_argument("--measured", action="store_true", help="show what the record has; train nothing")
     given = parser.parse_args()
     record = given.record or given.folder / "quality.csv"
-    if not given.measured:
+    if given.measured:
+        if not record.exists():
+            parser.error(f"`{record}` does not exist: nothing was measured yet.")
+    else:
         given.folder.mkdir(parents=True, exist_ok=True)
         for run in itertools.product(given.data, given.presets, given.seeds):
             if run not in recorded(record):
