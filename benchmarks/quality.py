@@ -61,13 +61,13 @@ def call(*arguments: str | Path) -> str:
 
 def measure(folder: Path, data: str, preset: str, seed: int) -> list[dict]:
     """Train and evaluate one run: its row, and those of the baselines."""
+    commit = call("git", "-C", Path(__file__).parent, "describe", "--always", "--dirty").strip()  # before the hours of training
     prepared, run, result = folder / data / "data", folder / data / f"{preset}-{seed}", folder / data / "test.json"
     if not prepared.exists():
         call("tfrec", "prepare", data, "--out", prepared)
     call("tfrec", "train", prepared, "--out", run, "--preset", preset, "--set", f"seed={seed}", "--overwrite")
     call("tfrec", "evaluate", run, "--json", result)
     trained, test = (json.loads(path.read_text()) for path in (run / "metrics.json", result))
-    commit = call("git", "-C", Path(__file__).parent, "describe", "--always", "--dirty").strip()
     own = {
         "seed": seed,
         "validation": round(trained["validation"]["ndcg@10"], 5),
