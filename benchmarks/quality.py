@@ -59,9 +59,8 @@ def call(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def measure(folder: Path, data: str, preset: str, seed: int) -> list[dict]:
+def measure(folder: Path, commit: str, data: str, preset: str, seed: int) -> list[dict]:
     """Train and evaluate one run: its row, and those of the baselines."""
-    commit = call("git", "-C", Path(__file__).parent, "describe", "--always", "--dirty").strip()  # before the hours of training
     prepared, run, result = folder / data / "data", folder / data / f"{preset}-{seed}", folder / data / "test.json"
     if not prepared.exists():
         call("tfrec", "prepare", data, "--out", prepared)
@@ -179,9 +178,11 @@ def main() -> None:
             parser.error(f"`{record}` does not exist: nothing was measured yet.")
     else:
         given.folder.mkdir(parents=True, exist_ok=True)
+        # once, before a row makes a record in the repository differ from its commit
+        commit = call("git", "-C", Path(__file__).parent, "describe", "--always", "--dirty").strip()
         for run in itertools.product(given.data, given.presets, given.seeds):
             if run not in recorded(record):
-                add(record, measure(given.folder, *run))
+                add(record, measure(given.folder, commit, *run))
     measured = {data: rows for data in given.data if (rows := summary(record, data))}
     print("\n\n".join(table(data, rows) for data, rows in measured.items()))
     if measured:
