@@ -43,7 +43,7 @@ def test_a_step_gives_the_loss_and_the_gradients_of_the_dense_one(small_config, 
     inputs, target = {k: tf.constant(v) for k, v in inputs.items()}, tf.constant(target)
     negatives = model.loss.draw(data.num_items)
     with tf.GradientTape() as tape:
-        total, count = model.loss(model(inputs, training=True), target, inputs["is_real"], model.item_tower, negatives)
+        total, count = model.loss(model(inputs, training=True), target, inputs, model.item_tower, negatives)
         expected_loss = total / count
     dense = model.table_trainer.dense
     expected = tape.gradient(expected_loss, [model.item_tower.table.value, *(v.value for v in dense)])

@@ -16,7 +16,7 @@ def query():
 
 
 TARGET = np.array([[2, 3, 0]])
-IS_REAL = np.array([[True, True, False]])
+INPUTS = {"is_real": np.array([[True, True, False]])}
 VECTORS = [[1.0, 2.0], [3.0, 1.0]]
 
 
@@ -26,14 +26,14 @@ def test_a_batch_by_hand(query, item_tower_of):
     Logits: (1, 0).(1, 2) = 1, (1, 0).(3, 1) = 3; (0, 2).(1, 2) = 4, (0, 2).(3, 1) = 2. Equal counts, so logQ cancels.
     Losses: log(1 + e^(3 - 1)) and log(1 + e^(4 - 2)).
     """
-    total, count = TfrsRetrieval([1, 1], num_negatives=0)(query, TARGET, IS_REAL, item_tower_of(VECTORS))
+    total, count = TfrsRetrieval([1, 1], num_negatives=0)(query, TARGET, INPUTS, item_tower_of(VECTORS))
     assert float(total) == pytest.approx(2 * np.log1p(np.exp(2)), rel=1e-5)
     assert float(count) == 2
 
 
 def test_logq_lowers_a_logit_by_the_log_of_how_often_it_is_drawn(query, item_tower_of):
     """The second item is drawn 3 times as often: its logits fall by log 3 against those of the first."""
-    total, _ = TfrsRetrieval([1, 3], num_negatives=0)(query, TARGET, IS_REAL, item_tower_of(VECTORS))
+    total, _ = TfrsRetrieval([1, 3], num_negatives=0)(query, TARGET, INPUTS, item_tower_of(VECTORS))
     expected = np.log1p(np.exp(3 - np.log(3) - 1)) + np.log1p(np.exp(4 - (2 - np.log(3))))
     assert float(total) == pytest.approx(expected, rel=1e-5)
 
@@ -41,23 +41,31 @@ def test_logq_lowers_a_logit_by_the_log_of_how_often_it_is_drawn(query, item_tow
 def test_an_accidental_hit_has_no_probability(query, item_tower_of):
     """Both positions want the first item, and every negative is it: there is nothing to tell it from, so no loss."""
     loss = TfrsRetrieval([1], num_negatives=8)
-    total, _ = loss(query, np.array([[2, 2, 0]]), IS_REAL, item_tower_of(VECTORS[:1]))
+    total, _ = loss(query, np.array([[2, 2, 0]]), INPUTS, item_tower_of(VECTORS[:1]))
     assert float(total) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_a_history_holds_is_no_candidate(query, item_tower_of):
+    """The second position has read the first item, its only negative: no loss. The first reads its own target."""
+    inputs = INPUTS | {"history": np.array([[2, 2, 0]], np.int32)}
+    loss = TfrsRetrieval([1, 1], num_negatives=0, exclude_seen=True)
+    total, _ = loss(query, TARGET.astype(np.int32), inputs, item_tower_of(VECTORS))
+    assert float(total) == pytest.approx(np.log1p(np.exp(2)), rel=1e-5)
 
 
 def test_negatives_are_uniform_and_new_each_time(query, item_tower_of):
     loss = TfrsRetrieval(np.ones(2), num_negatives=64, seed=1)
-    first, second = (float(loss(query, TARGET, IS_REAL, item_tower_of(VECTORS))[0]) for _ in range(2))
+    first, second = (float(loss(query, TARGET, INPUTS, item_tower_of(VECTORS))[0]) for _ in range(2))
     assert first != second
     # many negatives with logQ estimate the full softmax: (1, 0) sees odds e^1 : e^3, (0, 2) sees e^4 : e^2
     loss = TfrsRetrieval(np.ones(2), num_negatives=20_000)
-    total, _ = loss(query, TARGET, IS_REAL, item_tower_of(VECTORS))
+    total, _ = loss(query, TARGET, INPUTS, item_tower_of(VECTORS))
     item = 2 / 2 + 10_000  # expected draws of each item; a position's own target counts once, its doubles are removed
     assert float(total) == pytest.approx(2 * np.log1p(np.exp(2) * item), rel=0.02)
 
 
 def test_config_round_trip():
-    loss = TfrsRetrieval([3, 4], num_negatives=5, temperature=0.5, seed=6)
+    loss = TfrsRetrieval([3, 4], num_negatives=5, temperature=0.5, seed=6, exclude_seen=True)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert again.get_config() == loss.get_config()
 

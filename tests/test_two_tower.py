@@ -59,7 +59,7 @@ def test_the_reported_loss_is_a_mean_over_positions(batch):
     parts = []
     for rows in (slice(0, 4), slice(4, 8)):
         part = {name: value[rows] for name, value in inputs.items()}
-        total, count = model.loss(model(part), target[rows], part["is_real"], model.item_tower)
+        total, count = model.loss(model(part), target[rows], part, model.item_tower)
         parts.append((float(total), float(count)))
     assert parts[0][1] != parts[1][1]
     expected = sum(total for total, _ in parts) / sum(count for _, count in parts)

@@ -92,7 +92,7 @@ class LazyTableTrainer:
         with tf.GradientTape() as tape, model.item_tower.reading(rows, index):
             tape.watch(rows)
             query = model(inputs, training=True)
-            total, count = model.loss(query, target, inputs["is_real"], model.item_tower, negatives)
+            total, count = model.loss(query, target, inputs, model.item_tower, negatives)
             loss = total / tf.maximum(count, 1)
         of_rows, *of_dense = tape.gradient(loss, [rows, *(v.value for v in self.dense)])
         model.optimizer.apply(of_dense, self.dense)

@@ -1,9 +1,12 @@
-"""What a query is trained against. A loss is called with the queries, their targets, and the item tower.
+"""What a query is trained against. A loss is called with the queries, their targets, the inputs, and the item tower.
 
-loss(query, target, is_real, item_tower) -> (sum over real positions, number of real positions)
+loss(query, target, inputs, item_tower) -> (sum over real positions, number of real positions)
 
 query    float (batch, length, width)     target   int (batch, length), item indexes
-is_real  bool  (batch, length)            True = the position has a target
+inputs   of `TwoTower`: `is_real` says which positions have a target, `history` and `end` what they have seen
+
+With `exclude_seen` a position is not trained against what its history holds, but for its own target: a ranking leaves that out
+too, so the model need not learn to. Without, the table that reads an item draws queries to it, and the softmax drives them away.
 """
 
 from __future__ import annotations
@@ -19,9 +22,20 @@ LOGITS_BYTES = 4 << 20
 """About how much a block of logits takes: what fits a core's share of the last cache level."""
 SMALLEST_BLOCK = 128
 """Positions of a block for however many items: fewer make slow matrix products. A loss never holds more logits than these."""
+SEEN = -1e9
+"""Added to the logit of an item that is left out."""
 
 
-def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0):
+def histories(inputs):
+    """Which history each position belongs to: int32 tensor, shape `(batch, length)`; -1 at padding."""
+    is_real = inputs["is_real"]
+    rows, length = ops.shape(is_real)
+    end = ops.cast(inputs["end"], "int32") if "end" in inputs else ops.full((rows, length), length, "int32")
+    first = ops.expand_dims(ops.arange(rows, dtype="int32") * (length + 1), 1)
+    return ops.where(is_real, first + end, -1)
+
+
+def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0, seen=None):
     """Weighted sum of `-log softmax(query @ items.T)[label]`, without ever holding all logits.
 
     The gradient is made in the forward pass: a block of positions at a time computes its logits, what they contribute to the
@@ -35,13 +49,30 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0):
         items: float32 tensor, shape `(num_items, width)`.
         label: int tensor, shape `(positions,)`: rows of `items`.
         weight: float32 tensor, shape `(positions,)`; 0 leaves a position out.
-        label_smoothing: float in [0, 1): this share of each target is spread evenly over all items.
+        label_smoothing: float in [0, 1): this share of each target is spread evenly over all items that are not left out.
+        seen: None, or `(read, history, reach)`: what the softmax of a position leaves out, but for its label: the items that
+            its history read at it and before. `read`, int tensor `(positions,)`, are rows of `items`, or negative;
+            `history`, int tensor `(positions,)`, tells histories apart; `reach`: how far back one goes, at most.
     Returns:
         Float32 scalar tensor.
     """
     num_items, width = items.shape
     num_positions = ops.shape(query)[0]
     size = max(SMALLEST_BLOCK, LOGITS_BYTES // (4 * num_items))
+    if seen:
+        read, history, reach = seen
+        # a block also needs what was read before it
+        read, history = (ops.pad(x, [[reach, size]], constant_values=-1) for x in (read, history))
+        labels = ops.pad(label, [[0, size]])
+        is_before = ops.expand_dims(ops.arange(reach + size), 1) <= reach + ops.arange(size)  # E R
+
+    def without_seen(logits, first):
+        """Logits `(num_items, size)` of the positions from `first` on, lowered where an item was seen."""
+        r, h = (ops.slice(x, (first,), (reach + size,)) for x in (read, history))  # E
+        is_own = ops.expand_dims(r, 1) == ops.slice(labels, (first,), (size,))
+        is_seen = is_before & (ops.expand_dims(h, 1) == h[reach:]) & ops.expand_dims(r >= 0, 1) & ~is_own  # E R
+        rows = ops.expand_dims(ops.maximum(r, 0), 1)
+        return ops.scatter_update(logits, rows, ops.where(is_seen, SEEN, 0.0), reduction="add")
 
     @ops.custom_gradient
     def fused(query, items):
@@ -56,11 +87,18 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0):
             w = ops.slice(weights, (i * size,), (size,))
             # a column for each position: sums over items then run along contiguous positions, which vectorises
             logits = ops.matmul(items, ops.transpose(q))  # N R
+            if seen:
+                logits = without_seen(logits, i * size)
             highest = ops.max(logits, axis=0)
             powers = ops.exp(logits - highest)
             sums = ops.sum(powers, axis=0)  # R
             share = w / sums
             total += ops.sum(w * (ops.log(sums) + highest))
+            if label_smoothing:
+                is_left = ops.cast(logits > SEEN / 2, "float32")
+                each = label_smoothing / ops.sum(is_left, axis=0)  # R
+                total -= ops.sum(w * each * ops.sum(logits * is_left, axis=0))
+                powers -= each * sums * is_left
             d_query = ops.slice_update(d_query, (0, i * size), ops.matmul(items_by_width, powers) * share)  # D P
             d_items += ops.matmul(powers, q * ops.expand_dims(share, -1))  # N D
             return i + 1, total, d_query, d_items
@@ -71,10 +109,6 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0):
         weighted = (1 - label_smoothing) * ops.expand_dims(weight, -1)
         own = weighted * ops.take(items, label, axis=0)  # P D
         d_items -= ops.segment_sum(weighted * query, label, num_segments=num_items)
-        if label_smoothing:
-            spread = label_smoothing * ops.expand_dims(weight, -1)
-            own += spread * ops.mean(items, axis=0)
-            d_items -= ops.sum(spread * query, axis=0) / num_items
         total -= ops.sum(own * query)
         d_query = ops.transpose(d_query)[:num_positions] - own
 
@@ -102,41 +136,86 @@ class FullSoftmax:
 
     Args:
         temperature: float > 0: logits are divided by it.
-        label_smoothing: float in [0, 1): this share of each target is spread evenly over all items.
+        label_smoothing: float in [0, 1): this share of each target is spread evenly over all items that are not left out.
+        exclude_seen: whether what a history holds is left out.
     """
 
-    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0):
+    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0, exclude_seen: bool = False):
         self.temperature = temperature
         self.label_smoothing = label_smoothing
+        self.exclude_seen = exclude_seen
 
-    def __call__(self, query, target, is_real, item_tower):
+    def __call__(self, query, target, inputs, item_tower):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
-        weight = ops.cast(ops.reshape(is_real, (-1,)), "float32")
+        weight = ops.cast(ops.reshape(inputs["is_real"], (-1,)), "float32")
         label = ops.maximum(ops.reshape(target, (-1,)) - FIRST_ITEM_INDEX, 0)
-        total = softmax_cross_entropy(query, item_tower.catalogue(), label, weight, self.label_smoothing)
+        seen = None
+        if self.exclude_seen:
+            read, history = inputs["history"] - FIRST_ITEM_INDEX, histories(inputs)
+            seen = ops.reshape(read, (-1,)), ops.reshape(history, (-1,)), ops.shape(read)[1] - 1
+        total = softmax_cross_entropy(query, item_tower.catalogue(), label, weight, self.label_smoothing, seen)
         return total, ops.sum(weight)
 
     def get_config(self):
-        return {"temperature": self.temperature, "label_smoothing": self.label_smoothing}
+        return {
+            "temperature": self.temperature,
+            "label_smoothing": self.label_smoothing,
+            "exclude_seen": self.exclude_seen,
+        }
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
 
 
-def sampled_logits(query, target, is_real, item_tower, negatives, temperature):
+def seen_candidates(inputs, target, candidates):
+    """Which candidates a position has in its history, at it or before, its own target aside.
+
+    Args:
+        inputs, target: as of a loss.
+        candidates: int tensor, shape `(num_candidates,)`: item indexes.
+    Returns:
+        Bool tensor, shape `(positions, num_candidates)`.
+    """
+    read, history = inputs["history"], histories(inputs)  # B L
+    rows, length = ops.shape(read)
+    number = ops.shape(candidates)[0]
+    ordered = ops.sort(candidates)
+    place = ops.minimum(
+        ops.searchsorted(ordered, ops.reshape(read, (-1,))), number - 1
+    )  # P: the first of equal candidates
+    is_there = ops.reshape(ops.equal(ops.take(ordered, place), ops.reshape(read, (-1,))), (rows, length, 1))
+    is_before = ops.expand_dims(ops.arange(length), 1) <= ops.arange(length)  # L L
+    is_same = ops.equal(ops.expand_dims(history, 2), ops.expand_dims(history, 1)) & ops.expand_dims(history >= 0, 2)
+    is_own = ops.equal(ops.expand_dims(read, 2), ops.expand_dims(target, 1))
+    is_seen = ops.cast(is_there & is_before & is_same & ~is_own, "int32")  # B L L
+    row = ops.repeat(ops.arange(rows, dtype="int32"), length)
+    found = ops.scatter_update(
+        ops.zeros((rows, number, length), "int32"),
+        ops.stack([row, ops.cast(place, "int32")], axis=1),
+        ops.reshape(is_seen, (-1, length)),
+        reduction="max",
+    )  # B C L
+    found = ops.take(found, ops.searchsorted(ordered, candidates), axis=1)
+    return ops.reshape(ops.transpose(found, (0, 2, 1)), (-1, number)) > 0
+
+
+def sampled_logits(query, target, inputs, item_tower, negatives, temperature, exclude_seen=False):
     """Logits of positions against their targets and against negatives that they share, in one matrix product.
 
     Returns:
         `(own, others, weight)`: float32 tensors, shapes `(positions, 1)`, `(positions, num_negatives)`, `(positions,)`.
-        A negative that is a position's own target, an accidental hit, has -1e9. Padding has weight 0.
+        A negative that is a position's own target, an accidental hit, has -1e9; with `exclude_seen` one that its history
+        holds, too. Padding has weight 0.
     """
+    is_out = seen_candidates(inputs, target, negatives) if exclude_seen else False
     query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / temperature  # P D
     target = ops.reshape(target, (-1,))
     own = ops.sum(query * item_tower.candidates(target), axis=-1, keepdims=True)  # P 1
     others = ops.matmul(query, ops.transpose(item_tower.candidates(negatives)))  # P K
     is_hit = ops.equal(ops.expand_dims(target, 1), ops.expand_dims(negatives, 0))
-    return own, ops.where(is_hit, -1e9, others), ops.cast(ops.reshape(is_real, (-1,)), "float32")
+    weight = ops.cast(ops.reshape(inputs["is_real"], (-1,)), "float32")
+    return own, ops.where(is_hit | is_out, SEEN, others), weight
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -153,27 +232,33 @@ class SampledSoftmax:
         num_negatives: int > 0.
         temperature: float > 0: logits are divided by it.
         seed: int.
+        exclude_seen: whether what a history holds is left out.
     """
 
-    def __init__(self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0):
+    def __init__(self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0, exclude_seen: bool = False):
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.seed = seed
+        self.exclude_seen = exclude_seen
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def draw(self, num_items):
         """New negatives: int32 item indexes, shape `(num_negatives,)`."""
         return uniform_items(self.num_negatives, num_items, self.seed_generator)
 
-    def __call__(self, query, target, is_real, item_tower, negatives=None):
+    def _logits(self, query, target, inputs, item_tower, negatives):
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
-        own, others, weight = sampled_logits(query, target, is_real, item_tower, negatives, self.temperature)
+        return sampled_logits(query, target, inputs, item_tower, negatives, self.temperature, self.exclude_seen)
+
+    def __call__(self, query, target, inputs, item_tower, negatives=None):
+        own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
         others += math.log(item_tower.num_items / self.num_negatives)
         loss = ops.logsumexp(ops.concatenate([own, others], axis=-1), axis=-1) - own[:, 0]
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):
-        return {"num_negatives": self.num_negatives, "temperature": self.temperature, "seed": self.seed}
+        own = {"num_negatives": self.num_negatives, "temperature": self.temperature}
+        return own | {"seed": self.seed, "exclude_seen": self.exclude_seen}
 
     @classmethod
     def from_config(cls, config):
@@ -197,10 +282,18 @@ class GBCE(SampledSoftmax):
         calibration: float in [0, 1], the paper's `t`.
         temperature: float > 0: logits are divided by it.
         seed: int.
+        exclude_seen: whether what a history holds is left out.
     """
 
-    def __init__(self, num_negatives: int = 256, calibration: float = 0.75, temperature: float = 1.0, seed: int = 0):
-        super().__init__(num_negatives, temperature, seed)
+    def __init__(
+        self,
+        num_negatives: int = 256,
+        calibration: float = 0.75,
+        temperature: float = 1.0,
+        seed: int = 0,
+        exclude_seen: bool = False,
+    ):
+        super().__init__(num_negatives, temperature, seed, exclude_seen)
         self.calibration = calibration
 
     def beta(self, num_items: int) -> float:
@@ -208,9 +301,8 @@ class GBCE(SampledSoftmax):
         rate = min(1.0, self.num_negatives / max(1, num_items - 1))
         return rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
 
-    def __call__(self, query, target, is_real, item_tower, negatives=None):
-        negatives = self.draw(item_tower.num_items) if negatives is None else negatives
-        own, others, weight = sampled_logits(query, target, is_real, item_tower, negatives, self.temperature)
+    def __call__(self, query, target, inputs, item_tower, negatives=None):
+        own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
         prior = math.log(item_tower.num_items)
         loss = self.beta(item_tower.num_items) * ops.softplus(prior - own[:, 0])
         loss += ops.sum(ops.softplus(others - prior), axis=-1)

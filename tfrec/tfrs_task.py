@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from tfrec.losses import uniform_items
+from tfrec.losses import seen_candidates, uniform_items
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
 
@@ -63,13 +63,22 @@ class TfrsRetrieval:
         num_negatives: int >= 0: uniform negatives, drawn anew for each batch and shared by its positions.
         temperature: float > 0: logits are divided by it.
         seed: int.
+        exclude_seen: whether candidates that a position's history holds are left out.
     """
 
-    def __init__(self, item_counts: ArrayLike, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        item_counts: ArrayLike,
+        num_negatives: int = 1024,
+        temperature: float = 1.0,
+        seed: int = 0,
+        exclude_seen: bool = False,
+    ):
         self.item_counts = np.asarray(item_counts, np.int64)
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.seed = seed
+        self.exclude_seen = exclude_seen
         self.seed_generator = keras.random.SeedGenerator(seed)
         self._share = (self.item_counts / max(self.item_counts.sum(), 1)).astype(np.float32)
 
@@ -96,9 +105,9 @@ class TfrsRetrieval:
         """New uniform negatives: int32 item indexes, shape `(num_negatives,)`."""
         return uniform_items(self.num_negatives, num_items, self.seed_generator)
 
-    def __call__(self, query, target, is_real, item_tower, negatives=None):
+    def __call__(self, query, target, inputs, item_tower, negatives=None):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1]))  # P D
-        is_real = ops.reshape(is_real, (-1,))
+        is_real = ops.reshape(inputs["is_real"], (-1,))
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
         index = ops.concatenate([ops.reshape(target, (-1,)), negatives])  # C = P + negatives
         candidates = item_tower.candidates(index)  # C D
@@ -108,10 +117,10 @@ class TfrsRetrieval:
         # a common factor changes no softmax; TFRS clips probabilities to [1e-6, 1]
         probability = expected / ops.max(expected)
         # what stands at a padded position is no candidate
-        is_candidate = ops.concatenate([is_real, ops.ones((self.num_negatives,), "bool")])
-        total = self._task(
-            query, candidates, ops.cast(is_real, "float32"), probability, ids, ops.expand_dims(is_candidate, 0)
-        )
+        is_candidate = ops.expand_dims(ops.concatenate([is_real, ops.ones((self.num_negatives,), "bool")]), 0)
+        if self.exclude_seen:
+            is_candidate &= ~seen_candidates(inputs, target, index)
+        total = self._task(query, candidates, ops.cast(is_real, "float32"), probability, ids, is_candidate)
         return total, num_real
 
     def get_config(self):
@@ -120,6 +129,7 @@ class TfrsRetrieval:
             "num_negatives": self.num_negatives,
             "temperature": self.temperature,
             "seed": self.seed,
+            "exclude_seen": self.exclude_seen,
         }
 
     @classmethod

@@ -57,7 +57,13 @@ SIMILARITIES = ("dot", "cosine")
 INITS = ("normal", "cooccurrence")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
-_DOT = {"similarity": "dot", "temperature": 1.0, "attention_dropout_rate": None, "item_init": "normal"}
+_DOT = {
+    "similarity": "dot",
+    "temperature": 1.0,
+    "attention_dropout_rate": None,
+    "item_init": "normal",
+    "exclude_seen": False,
+}
 _SASREC = _DOT | {
     "block": "transformer", "positions": ["absolute"], "num_blocks": 2, "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
     "windows": False, "epochs": 60,
@@ -68,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sasrec": _SASREC | {"width": 64, "hidden_dim": 64},
     "gsasrec": _SASREC | {"width": 128, "hidden_dim": 128, "loss": "gbce", "num_negatives": 256},
     "esasrec": _DOT | {"num_blocks": 2, "positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
-    "hstu": {"num_blocks": 2, "block": "hstu"},
+    "hstu": {"num_blocks": 2, "block": "hstu", "exclude_seen": False},
     "narm": _SASREC | {"width": 64, "block": "gru", "positions": [], "num_blocks": 1},
 }
 """Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
@@ -100,6 +106,7 @@ class Config:
         loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
+        exclude_seen: of every loss: what a history holds is left out of its softmax, as it is left out of rankings.
         label_smoothing: of `FullSoftmax`.
         calibration: of `GBCE`.
         epochs: at most.
@@ -146,6 +153,7 @@ class Config:
     loss: str | None = None
     num_negatives: int = 1024
     temperature: float = 0.05
+    exclude_seen: bool = True
     label_smoothing: float = 0.0
     calibration: float = 0.75
     epochs: int | None = None
@@ -396,15 +404,15 @@ def _start_from_counts(tower: ItemTower, split: LeaveLastOut) -> None:
 def _build_loss(config: Config, split: LeaveLastOut):
     name = config.loss
     if name == "full_softmax":
-        return FullSoftmax(config.temperature, config.label_smoothing)
+        return FullSoftmax(config.temperature, config.label_smoothing, config.exclude_seen)
     if name == "sampled_softmax":
-        return SampledSoftmax(config.num_negatives, config.temperature, config.seed)
+        return SampledSoftmax(config.num_negatives, config.temperature, config.seed, config.exclude_seen)
     if name == "gbce":
-        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed)
+        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed, config.exclude_seen)
     from tfrec.tfrs_task import TfrsRetrieval
 
     counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
-    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed)
+    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed, config.exclude_seen)
 
 
 @dataclass

@@ -60,7 +60,7 @@ class TwoTower(keras.Model):
         return keras.ops.cast(newest(self(inputs, vectors, training=False), inputs["is_real"]), "float32")
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        total, count = self.loss(y_pred, y, x["is_real"], self.item_tower)
+        total, count = self.loss(y_pred, y, x, self.item_tower)
         loss = total / keras.ops.maximum(count, 1)
         self.mean_loss.update_state(loss, sample_weight=count)
         return loss
