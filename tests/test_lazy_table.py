@@ -37,7 +37,9 @@ def test_absent_rows_keep_value_and_moments():
 @pytest.mark.parametrize("loss", ["sampled_softmax", "tfrs_retrieval"])
 def test_a_step_gives_the_loss_and_the_gradients_of_the_dense_one(small_config, data, loss):
     """The same batch and negatives: the small table of the step stands for the whole one."""
-    config = dataclasses.replace(small_config, loss=loss, num_negatives=32, dropout_rate=0.0, lazy_table=True)
+    config = dataclasses.replace(
+        small_config, loss=loss, num_negatives=32, dropout_rate=0.0, lazy_table=True, seen_weight=0.0
+    )
     model, batches = compile_model(config, data)
     inputs, target = next(iter(batches))
     inputs, target = {k: tf.constant(v) for k, v in inputs.items()}, tf.constant(target)

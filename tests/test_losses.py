@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec.losses import GBCE, FullSoftmax, SampledSoftmax, seen_candidates, softmax_cross_entropy
+from tfrec.losses import GBCE, FullSoftmax, SampledSoftmax, softmax_cross_entropy, times_seen
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
 
@@ -65,14 +65,14 @@ def test_huge_logits_do_not_overflow(item_tower_of):
     assert float(FullSoftmax()(query, np.array([[2, 3]]), inputs, tower)[0]) == pytest.approx(2000.0)
 
 
-@pytest.mark.parametrize("exclude_seen", [False, True])
-def test_sampled_softmax_tends_to_the_full_one(item_tower_of, exclude_seen):
+@pytest.mark.parametrize("seen_weight", [1.0, 0.2, 0.0])
+def test_sampled_softmax_tends_to_the_full_one(item_tower_of, seen_weight):
     rng = np.random.default_rng(0)
     tower = item_tower_of(rng.normal(size=(40, 5)))
     inputs = {"is_real": rng.random((2, 9)) < 0.8, "history": rng.integers(2, 42, (2, 9), np.int32)}
     args = (rng.normal(size=(2, 9, 5)).astype(np.float32), rng.integers(2, 42, (2, 9), np.int32), inputs, tower)
-    full, count = FullSoftmax(0.7, exclude_seen=exclude_seen)(*args)
-    sampled, sampled_count = SampledSoftmax(20_000, 0.7, exclude_seen=exclude_seen)(*args)
+    full, count = FullSoftmax(0.7, seen_weight=seen_weight)(*args)
+    sampled, sampled_count = SampledSoftmax(20_000, 0.7, seen_weight=seen_weight)(*args)
     assert float(sampled) == pytest.approx(float(full), rel=0.01)
     assert float(sampled_count) == float(count)
 
@@ -108,7 +108,7 @@ def test_gbce_begins_at_the_probability_of_a_random_item(item_tower_of):
 def packed():
     """Rows of two histories behind a column of padding; one reads an item twice, one gets an item again as target.
 
-    Also: which items each position has seen, its target aside, by three loops: bool `(batch, length, 23)`.
+    Also: how often each position has seen each item, its target aside, by three loops: int `(batch, length, 23)`.
     """
     rng, num_items, rows, length = np.random.default_rng(0), 23, 3, 10
     history, end = np.zeros((2, rows, length), np.int32)
@@ -119,18 +119,20 @@ def packed():
     is_real = history > 0
     target = np.where(is_real, rng.integers(FIRST_ITEM_INDEX, num_items + FIRST_ITEM_INDEX, history.shape), 0)
     target[0, 8] = history[0, 6]
-    seen = np.zeros((rows, length, num_items), bool)
+    seen = np.zeros((rows, length, num_items), int)
     for row, place in np.argwhere(is_real):
         for before in range(4 if place >= 4 else 1, place + 1):
             if history[row, before] != target[row, place]:
-                seen[row, place, history[row, before] - FIRST_ITEM_INDEX] = True
+                seen[row, place, history[row, before] - FIRST_ITEM_INDEX] += 1
     return {"history": history, "end": end, "is_real": is_real}, target.astype(np.int32), seen
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize(("rows", "smoothing"), [(7, 0.0), (30, 0.0), (7, 0.3), (64, 0.3)])
-def test_without_what_was_seen(monkeypatch, item_tower_of, packed, rows, smoothing, jit_compile):
-    """Blocks of any size, against TensorFlow's own cross-entropy over what is left; loss and gradients."""
+@pytest.mark.parametrize(
+    ("rows", "smoothing", "weight"), [(7, 0.0, 0.0), (30, 0.0, 0.0), (64, 0.3, 0.0), (7, 0.0, 0.2), (30, 0.0, 0.2)]
+)
+def test_the_weight_of_what_was_seen(monkeypatch, item_tower_of, packed, rows, smoothing, weight, jit_compile):
+    """Blocks of any size, against TensorFlow's own log softmax of changed logits; loss and gradients."""
     inputs, target, seen = packed
     num_items, width = seen.shape[-1], 5
     monkeypatch.setattr("tfrec.losses.LOGITS_BYTES", 4 * num_items * rows)
@@ -140,7 +142,7 @@ def test_without_what_was_seen(monkeypatch, item_tower_of, packed, rows, smoothi
         tf.constant(rng.normal(size=(*target.shape, width)), tf.float32),
         item_tower_of(rng.normal(size=(23, 5))),
     )
-    loss = FullSoftmax(0.7, smoothing, exclude_seen=True)
+    loss = FullSoftmax(0.7, smoothing, weight)
 
     @tf.function(jit_compile=jit_compile)
     def ours(query):
@@ -149,10 +151,12 @@ def test_without_what_was_seen(monkeypatch, item_tower_of, packed, rows, smoothi
             total, _ = loss(query, target, inputs, tower)
         return total, tape.gradient(total, [query, tower.table.value])
 
-    left = (~seen).astype(np.float32)
+    left = ((seen == 0) | (weight > 0)).astype(np.float32)
     with tf.GradientTape() as tape:
         tape.watch(query)
-        logits = tf.matmul(query, tower.catalogue(), transpose_b=True) / 0.7 - 1e9 * seen
+        logits = tf.matmul(query, tower.catalogue(), transpose_b=True) / 0.7 + seen * (
+            np.log(weight) if weight else -1e9
+        )
         wanted = tf.one_hot(np.maximum(target - FIRST_ITEM_INDEX, 0), num_items)
         wanted = (1 - smoothing) * wanted + smoothing * left / left.sum(-1, keepdims=True)
         losses = -tf.reduce_sum(left * wanted * tf.nn.log_softmax(logits), axis=-1)
@@ -164,10 +168,10 @@ def test_without_what_was_seen(monkeypatch, item_tower_of, packed, rows, smoothi
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_seen_candidates(packed, jit_compile):
+def test_times_seen(packed, jit_compile):
     inputs, target, seen = packed
     candidates = np.random.default_rng(2).integers(FIRST_ITEM_INDEX, 25, 17, np.int32)  # some twice
-    found = tf.function(seen_candidates, jit_compile=jit_compile)(inputs, target, candidates)
+    found = tf.function(times_seen, jit_compile=jit_compile)(inputs, target, candidates)
     np.testing.assert_array_equal(tf.reshape(found, (3, 10, 17)), seen[..., candidates - FIRST_ITEM_INDEX])
 
 
@@ -180,7 +184,7 @@ def test_cosine_candidates_have_length_one(item_tower_of):
 
 
 @pytest.mark.parametrize(
-    "loss", [FullSoftmax(0.3, 0.1, True), SampledSoftmax(5, 0.3, 4, True), GBCE(5, 0.5, 0.3, 4, True)]
+    "loss", [FullSoftmax(0.3, 0.1, 0.2), SampledSoftmax(5, 0.3, 4, 0.2), GBCE(5, 0.5, 0.3, 4, 0.2)]
 )
 def test_config_round_trip(loss):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))

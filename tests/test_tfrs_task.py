@@ -45,12 +45,22 @@ def test_an_accidental_hit_has_no_probability(query, item_tower_of):
     assert float(total) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_what_a_history_holds_is_no_candidate(query, item_tower_of):
-    """The second position has read the first item, its only negative: no loss. The first reads its own target."""
+def test_the_weight_of_what_a_history_holds(query, item_tower_of):
+    """The second position has read the first item, its only negative: no loss, or its part in so many of the batches.
+
+    The first position has read its own target alone.
+    """
     inputs = INPUTS | {"history": np.array([[2, 2, 0]], np.int32)}
-    loss = TfrsRetrieval([1, 1], num_negatives=0, exclude_seen=True)
-    total, _ = loss(query, TARGET.astype(np.int32), inputs, item_tower_of(VECTORS))
-    assert float(total) == pytest.approx(np.log1p(np.exp(2)), rel=1e-5)
+    ask = TARGET.astype(np.int32), inputs, item_tower_of(VECTORS)
+    one = np.log1p(np.exp(2))
+    total, _ = TfrsRetrieval([1, 1], num_negatives=0, seen_weight=0.0)(query, *ask)
+    assert float(total) == pytest.approx(one, rel=1e-5)
+    loss = TfrsRetrieval([1, 1], num_negatives=0, seen_weight=0.5)
+    totals = np.array([float(loss(query, *ask)[0]) for _ in range(200)])
+    assert totals.min() == pytest.approx(one, rel=1e-5)
+    assert totals.max() == pytest.approx(2 * one, rel=1e-5)
+    # the second position has read it twice: 1/2 squared
+    assert (totals > 1.5 * one).mean() == pytest.approx(0.25, abs=0.1)
 
 
 def test_negatives_are_uniform_and_new_each_time(query, item_tower_of):
@@ -65,7 +75,7 @@ def test_negatives_are_uniform_and_new_each_time(query, item_tower_of):
 
 
 def test_config_round_trip():
-    loss = TfrsRetrieval([3, 4], num_negatives=5, temperature=0.5, seed=6, exclude_seen=True)
+    loss = TfrsRetrieval([3, 4], num_negatives=5, temperature=0.5, seed=6, seen_weight=0.2)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert again.get_config() == loss.get_config()
 

@@ -5,8 +5,9 @@ loss(query, target, inputs, item_tower) -> (sum over real positions, number of r
 query    float (batch, length, width)     target   int (batch, length), item indexes
 inputs   of `TwoTower`: `is_real` says which positions have a target, `history` and `end` what they have seen
 
-With `exclude_seen` a position is not trained against what its history holds, but for its own target: a ranking leaves that out
-too, so the model need not learn to. Without, the table that reads an item draws queries to it, and the softmax drives them away.
+`seen_weight` multiplies the odds of what a position has in its history, at it or before, each time that it is there; of all but
+its own target. A ranking leaves seen items out, so a model need not learn to: at 1 the table that reads an item draws
+queries to it, and the softmax drives them away; at 0 the softmax knows as little of seen items as the ranking.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ LOGITS_BYTES = 4 << 20
 """About how much a block of logits takes: what fits a core's share of the last cache level."""
 SMALLEST_BLOCK = 128
 """Positions of a block for however many items: fewer make slow matrix products. A loss never holds more logits than these."""
-SEEN = -1e9
+LEFT_OUT = -1e9
 """Added to the logit of an item that is left out."""
+
+
+def log_weight(weight: float) -> float:
+    """What multiplies odds by `weight` when it is added to a logit."""
+    return math.log(weight) if weight else LEFT_OUT
 
 
 def histories(inputs):
@@ -50,9 +56,9 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0, seen
         label: int tensor, shape `(positions,)`: rows of `items`.
         weight: float32 tensor, shape `(positions,)`; 0 leaves a position out.
         label_smoothing: float in [0, 1): this share of each target is spread evenly over all items that are not left out.
-        seen: None, or `(read, history, reach)`: what the softmax of a position leaves out, but for its label: the items that
-            its history read at it and before. `read`, int tensor `(positions,)`, are rows of `items`, or negative;
-            `history`, int tensor `(positions,)`, tells histories apart; `reach`: how far back one goes, at most.
+        seen: None, or `(read, history, reach, change)`: what to add to the logits of a position for the items that its
+            history read at it and before, but for its label. `read`, int tensor `(positions,)`, are rows of `items`, or
+            negative; `history`, int tensor `(positions,)`, tells histories apart; `reach`: how far back one goes, at most.
     Returns:
         Float32 scalar tensor.
     """
@@ -60,19 +66,19 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0, seen
     num_positions = ops.shape(query)[0]
     size = max(SMALLEST_BLOCK, LOGITS_BYTES // (4 * num_items))
     if seen:
-        read, history, reach = seen
+        read, history, reach, change = seen
         # a block also needs what was read before it
         read, history = (ops.pad(x, [[reach, size]], constant_values=-1) for x in (read, history))
         labels = ops.pad(label, [[0, size]])
         is_before = ops.expand_dims(ops.arange(reach + size), 1) <= reach + ops.arange(size)  # E R
 
-    def without_seen(logits, first):
-        """Logits `(num_items, size)` of the positions from `first` on, lowered where an item was seen."""
+    def changed(logits, first):
+        """Logits `(num_items, size)` of the positions from `first` on, with `change` where an item was seen."""
         r, h = (ops.slice(x, (first,), (reach + size,)) for x in (read, history))  # E
         is_own = ops.expand_dims(r, 1) == ops.slice(labels, (first,), (size,))
         is_seen = is_before & (ops.expand_dims(h, 1) == h[reach:]) & ops.expand_dims(r >= 0, 1) & ~is_own  # E R
         rows = ops.expand_dims(ops.maximum(r, 0), 1)
-        return ops.scatter_update(logits, rows, ops.where(is_seen, SEEN, 0.0), reduction="add")
+        return ops.scatter_update(logits, rows, ops.where(is_seen, change, 0.0), reduction="add")
 
     @ops.custom_gradient
     def fused(query, items):
@@ -88,14 +94,14 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0, seen
             # a column for each position: sums over items then run along contiguous positions, which vectorises
             logits = ops.matmul(items, ops.transpose(q))  # N R
             if seen:
-                logits = without_seen(logits, i * size)
+                logits = changed(logits, i * size)
             highest = ops.max(logits, axis=0)
             powers = ops.exp(logits - highest)
             sums = ops.sum(powers, axis=0)  # R
             share = w / sums
             total += ops.sum(w * (ops.log(sums) + highest))
             if label_smoothing:
-                is_left = ops.cast(logits > SEEN / 2, "float32")
+                is_left = ops.cast(logits > LEFT_OUT / 2, "float32")
                 each = label_smoothing / ops.sum(is_left, axis=0)  # R
                 total -= ops.sum(w * each * ops.sum(logits * is_left, axis=0))
                 powers -= each * sums * is_left
@@ -137,22 +143,22 @@ class FullSoftmax:
     Args:
         temperature: float > 0: logits are divided by it.
         label_smoothing: float in [0, 1): this share of each target is spread evenly over all items that are not left out.
-        exclude_seen: whether what a history holds is left out.
+        seen_weight: float >= 0; 0 leaves out what a history holds.
     """
 
-    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0, exclude_seen: bool = False):
+    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0, seen_weight: float = 1.0):
         self.temperature = temperature
         self.label_smoothing = label_smoothing
-        self.exclude_seen = exclude_seen
+        self.seen_weight = seen_weight
 
     def __call__(self, query, target, inputs, item_tower):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
         weight = ops.cast(ops.reshape(inputs["is_real"], (-1,)), "float32")
         label = ops.maximum(ops.reshape(target, (-1,)) - FIRST_ITEM_INDEX, 0)
         seen = None
-        if self.exclude_seen:
-            read, history = inputs["history"] - FIRST_ITEM_INDEX, histories(inputs)
-            seen = ops.reshape(read, (-1,)), ops.reshape(history, (-1,)), ops.shape(read)[1] - 1
+        if self.seen_weight != 1:
+            read, history = (ops.reshape(x, (-1,)) for x in (inputs["history"] - FIRST_ITEM_INDEX, histories(inputs)))
+            seen = read, history, ops.shape(target)[1] - 1, log_weight(self.seen_weight)
         total = softmax_cross_entropy(query, item_tower.catalogue(), label, weight, self.label_smoothing, seen)
         return total, ops.sum(weight)
 
@@ -160,7 +166,7 @@ class FullSoftmax:
         return {
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
-            "exclude_seen": self.exclude_seen,
+            "seen_weight": self.seen_weight,
         }
 
     @classmethod
@@ -168,14 +174,14 @@ class FullSoftmax:
         return cls(**config)
 
 
-def seen_candidates(inputs, target, candidates):
-    """Which candidates a position has in its history, at it or before, its own target aside.
+def times_seen(inputs, target, candidates):
+    """How often a position has a candidate in its history, at it or before, its own target aside.
 
     Args:
         inputs, target: as of a loss.
         candidates: int tensor, shape `(num_candidates,)`: item indexes.
     Returns:
-        Bool tensor, shape `(positions, num_candidates)`.
+        Int32 tensor, shape `(positions, num_candidates)`.
     """
     read, history = inputs["history"], histories(inputs)  # B L
     rows, length = ops.shape(read)
@@ -194,28 +200,28 @@ def seen_candidates(inputs, target, candidates):
         ops.zeros((rows, number, length), "int32"),
         ops.stack([row, ops.cast(place, "int32")], axis=1),
         ops.reshape(is_seen, (-1, length)),
-        reduction="max",
+        reduction="add",
     )  # B C L
     found = ops.take(found, ops.searchsorted(ordered, candidates), axis=1)
-    return ops.reshape(ops.transpose(found, (0, 2, 1)), (-1, number)) > 0
+    return ops.reshape(ops.transpose(found, (0, 2, 1)), (-1, number))
 
 
-def sampled_logits(query, target, inputs, item_tower, negatives, temperature, exclude_seen=False):
+def sampled_logits(query, target, inputs, item_tower, negatives, temperature, seen_weight=1.0):
     """Logits of positions against their targets and against negatives that they share, in one matrix product.
 
     Returns:
         `(own, others, weight)`: float32 tensors, shapes `(positions, 1)`, `(positions, num_negatives)`, `(positions,)`.
-        A negative that is a position's own target, an accidental hit, has -1e9; with `exclude_seen` one that its history
-        holds, too. Padding has weight 0.
+        A negative that is a position's own target, an accidental hit, has -1e9. Padding has weight 0.
     """
-    is_out = seen_candidates(inputs, target, negatives) if exclude_seen else False
     query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / temperature  # P D
-    target = ops.reshape(target, (-1,))
-    own = ops.sum(query * item_tower.candidates(target), axis=-1, keepdims=True)  # P 1
+    wanted = ops.reshape(target, (-1,))
+    own = ops.sum(query * item_tower.candidates(wanted), axis=-1, keepdims=True)  # P 1
     others = ops.matmul(query, ops.transpose(item_tower.candidates(negatives)))  # P K
-    is_hit = ops.equal(ops.expand_dims(target, 1), ops.expand_dims(negatives, 0))
+    if seen_weight != 1:
+        others += log_weight(seen_weight) * ops.cast(times_seen(inputs, target, negatives), "float32")
+    is_hit = ops.equal(ops.expand_dims(wanted, 1), ops.expand_dims(negatives, 0))
     weight = ops.cast(ops.reshape(inputs["is_real"], (-1,)), "float32")
-    return own, ops.where(is_hit | is_out, SEEN, others), weight
+    return own, ops.where(is_hit, LEFT_OUT, others), weight
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -232,14 +238,14 @@ class SampledSoftmax:
         num_negatives: int > 0.
         temperature: float > 0: logits are divided by it.
         seed: int.
-        exclude_seen: whether what a history holds is left out.
+        seen_weight: float >= 0; 0 leaves out what a history holds.
     """
 
-    def __init__(self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0, exclude_seen: bool = False):
+    def __init__(self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0, seen_weight: float = 1.0):
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.seed = seed
-        self.exclude_seen = exclude_seen
+        self.seen_weight = seen_weight
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def draw(self, num_items):
@@ -248,7 +254,7 @@ class SampledSoftmax:
 
     def _logits(self, query, target, inputs, item_tower, negatives):
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
-        return sampled_logits(query, target, inputs, item_tower, negatives, self.temperature, self.exclude_seen)
+        return sampled_logits(query, target, inputs, item_tower, negatives, self.temperature, self.seen_weight)
 
     def __call__(self, query, target, inputs, item_tower, negatives=None):
         own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
@@ -258,7 +264,7 @@ class SampledSoftmax:
 
     def get_config(self):
         own = {"num_negatives": self.num_negatives, "temperature": self.temperature}
-        return own | {"seed": self.seed, "exclude_seen": self.exclude_seen}
+        return own | {"seed": self.seed, "seen_weight": self.seen_weight}
 
     @classmethod
     def from_config(cls, config):
@@ -282,7 +288,7 @@ class GBCE(SampledSoftmax):
         calibration: float in [0, 1], the paper's `t`.
         temperature: float > 0: logits are divided by it.
         seed: int.
-        exclude_seen: whether what a history holds is left out.
+        seen_weight: float >= 0; 0 leaves out what a history holds.
     """
 
     def __init__(
@@ -291,9 +297,9 @@ class GBCE(SampledSoftmax):
         calibration: float = 0.75,
         temperature: float = 1.0,
         seed: int = 0,
-        exclude_seen: bool = False,
+        seen_weight: float = 1.0,
     ):
-        super().__init__(num_negatives, temperature, seed, exclude_seen)
+        super().__init__(num_negatives, temperature, seed, seen_weight)
         self.calibration = calibration
 
     def beta(self, num_items: int) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from tfrec.losses import seen_candidates, uniform_items
+from tfrec.losses import times_seen, uniform_items
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
 
@@ -63,7 +63,8 @@ class TfrsRetrieval:
         num_negatives: int >= 0: uniform negatives, drawn anew for each batch and shared by its positions.
         temperature: float > 0: logits are divided by it.
         seed: int.
-        exclude_seen: whether candidates that a position's history holds are left out.
+        seen_weight: float in [0, 1]: TFRS takes a mask of candidates and no weights, so a candidate stands for its seen
+            positions in this share of the batches, and is left out of them in the others.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class TfrsRetrieval:
         num_negatives: int = 1024,
         temperature: float = 1.0,
         seed: int = 0,
-        exclude_seen: bool = False,
+        seen_weight: float = 1.0,
     ):
         self.item_counts = np.asarray(item_counts, np.int64)
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.seed = seed
-        self.exclude_seen = exclude_seen
+        self.seen_weight = seen_weight
         self.seed_generator = keras.random.SeedGenerator(seed)
         self._share = (self.item_counts / max(self.item_counts.sum(), 1)).astype(np.float32)
 
@@ -118,8 +119,10 @@ class TfrsRetrieval:
         probability = expected / ops.max(expected)
         # what stands at a padded position is no candidate
         is_candidate = ops.expand_dims(ops.concatenate([is_real, ops.ones((self.num_negatives,), "bool")]), 0)
-        if self.exclude_seen:
-            is_candidate &= ~seen_candidates(inputs, target, index)
+        if self.seen_weight != 1:
+            times = ops.cast(times_seen(inputs, target, index), "float32")  # P C
+            chance = keras.random.uniform((1, ops.shape(index)[0]), seed=self.seed_generator)
+            is_candidate &= chance < self.seen_weight**times
         total = self._task(query, candidates, ops.cast(is_real, "float32"), probability, ids, is_candidate)
         return total, num_real
 
@@ -129,7 +132,7 @@ class TfrsRetrieval:
             "num_negatives": self.num_negatives,
             "temperature": self.temperature,
             "seed": self.seed,
-            "exclude_seen": self.exclude_seen,
+            "seen_weight": self.seen_weight,
         }
 
     @classmethod

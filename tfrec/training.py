@@ -62,7 +62,7 @@ _DOT = {
     "temperature": 1.0,
     "attention_dropout_rate": None,
     "item_init": "normal",
-    "exclude_seen": False,
+    "seen_weight": 1.0,
 }
 _SASREC = _DOT | {
     "block": "transformer", "positions": ["absolute"], "num_blocks": 2, "num_heads": 2, "dropout_rate": 0.2, "learning_rate": 1e-3,
@@ -74,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sasrec": _SASREC | {"width": 64, "hidden_dim": 64},
     "gsasrec": _SASREC | {"width": 128, "hidden_dim": 128, "loss": "gbce", "num_negatives": 256},
     "esasrec": _DOT | {"num_blocks": 2, "positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
-    "hstu": {"num_blocks": 2, "block": "hstu", "exclude_seen": False},
+    "hstu": {"num_blocks": 2, "block": "hstu", "seen_weight": 1.0},
     "narm": _SASREC | {"width": 64, "block": "gru", "positions": [], "num_blocks": 1},
 }
 """Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
@@ -106,7 +106,7 @@ class Config:
         loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
-        exclude_seen: of every loss: what a history holds is left out of its softmax, as it is left out of rankings.
+        seen_weight: of every loss: what the odds of items that a history holds are multiplied by. Rankings leave them out.
         label_smoothing: of `FullSoftmax`.
         calibration: of `GBCE`.
         epochs: at most.
@@ -153,7 +153,7 @@ class Config:
     loss: str | None = None
     num_negatives: int = 1024
     temperature: float = 0.05
-    exclude_seen: bool = True
+    seen_weight: float = 0.1
     label_smoothing: float = 0.0
     calibration: float = 0.75
     epochs: int | None = None
@@ -404,15 +404,15 @@ def _start_from_counts(tower: ItemTower, split: LeaveLastOut) -> None:
 def _build_loss(config: Config, split: LeaveLastOut):
     name = config.loss
     if name == "full_softmax":
-        return FullSoftmax(config.temperature, config.label_smoothing, config.exclude_seen)
+        return FullSoftmax(config.temperature, config.label_smoothing, config.seen_weight)
     if name == "sampled_softmax":
-        return SampledSoftmax(config.num_negatives, config.temperature, config.seed, config.exclude_seen)
+        return SampledSoftmax(config.num_negatives, config.temperature, config.seed, config.seen_weight)
     if name == "gbce":
-        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed, config.exclude_seen)
+        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed, config.seen_weight)
     from tfrec.tfrs_task import TfrsRetrieval
 
     counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
-    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed, config.exclude_seen)
+    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed, config.seen_weight)
 
 
 @dataclass
