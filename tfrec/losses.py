@@ -143,7 +143,7 @@ class FullSoftmax:
     Args:
         temperature: float > 0: logits are divided by it.
         label_smoothing: float in [0, 1): this share of each target is spread evenly over all items that are not left out.
-        seen_weight: float >= 0; 0 leaves out what a history holds.
+        seen_weight: float in [0, 1]; 0 leaves out what a history holds.
     """
 
     def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0, seen_weight: float = 1.0):
@@ -238,7 +238,7 @@ class SampledSoftmax:
         num_negatives: int > 0.
         temperature: float > 0: logits are divided by it.
         seed: int.
-        seen_weight: float >= 0; 0 leaves out what a history holds.
+        seen_weight: float in [0, 1]; 0 leaves out what a history holds.
     """
 
     def __init__(self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0, seen_weight: float = 1.0):
@@ -288,7 +288,7 @@ class GBCE(SampledSoftmax):
         calibration: float in [0, 1], the paper's `t`.
         temperature: float > 0: logits are divided by it.
         seed: int.
-        seen_weight: float >= 0; 0 leaves out what a history holds.
+        seen_weight: float in [0, 1]; 0 leaves out what a history holds.
     """
 
     def __init__(

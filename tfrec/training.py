@@ -107,6 +107,7 @@ class Config:
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
         seen_weight: of every loss: what the odds of items that a history holds are multiplied by. Rankings leave them out.
+            None: so does training, where events are many for each item; else 0.1.
         label_smoothing: of `FullSoftmax`.
         calibration: of `GBCE`.
         epochs: at most.
@@ -153,7 +154,7 @@ class Config:
     loss: str | None = None
     num_negatives: int = 1024
     temperature: float = 0.05
-    seen_weight: float = 0.1
+    seen_weight: float | None = None
     label_smoothing: float = 0.0
     calibration: float = 0.75
     epochs: int | None = None
@@ -217,6 +218,8 @@ class Config:
         ):
             if getattr(config, name) is not None and getattr(config, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {getattr(config, name)}.")
+        if not 0 <= (config.seen_weight or 0) <= 1:
+            raise ValueError(f"`seen_weight` must be in [0, 1]. Received: {config.seen_weight}.")
         if config.width and config.num_heads and config.width % config.num_heads:
             raise ValueError(
                 f"`num_heads` must divide `width`. Received: num_heads={config.num_heads}, width={config.width}."
@@ -285,6 +288,7 @@ def suited(config: Config, data: PreparedData) -> Config:
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small or is_sparse else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
+        "seen_weight": 0.1 if is_small or is_sparse else 0.0,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
         "epochs": min(60, max(12, round(11_500 * batch_positions / events))),
         "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
@@ -402,17 +406,18 @@ def _start_from_counts(tower: ItemTower, split: LeaveLastOut) -> None:
 
 
 def _build_loss(config: Config, split: LeaveLastOut):
-    name = config.loss
+    name, seen_weight = config.loss, config.seen_weight
+    assert seen_weight is not None
     if name == "full_softmax":
-        return FullSoftmax(config.temperature, config.label_smoothing, config.seen_weight)
+        return FullSoftmax(config.temperature, config.label_smoothing, seen_weight)
     if name == "sampled_softmax":
-        return SampledSoftmax(config.num_negatives, config.temperature, config.seed, config.seen_weight)
+        return SampledSoftmax(config.num_negatives, config.temperature, config.seed, seen_weight)
     if name == "gbce":
-        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed, config.seen_weight)
+        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed, seen_weight)
     from tfrec.tfrs_task import TfrsRetrieval
 
     counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
-    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed, config.seen_weight)
+    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed, seen_weight)
 
 
 @dataclass
