@@ -173,6 +173,7 @@ def test_what_the_config_leaves_open_follows_from_the_data(events, num_items, wi
     chosen = (config.width, config.dropout_rate, config.loss, config.lazy_table)
     assert chosen == (width, dropout_rate, loss, lazy_table)
     assert config.item_init == "cooccurrence"
+    assert config.seen_weight == {1000: 0.1, 900_000: 0.0 if num_items == 4000 else 1.0}[events]
     assert config.num_heads == width // 32
     assert config.num_blocks == (2 if events == 1000 else 3)
     assert suited(config, data) == config
@@ -227,6 +228,7 @@ def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path, preci
             "`loss` must be one of full_softmax, sampled_softmax, gbce, tfrs_retrieval. Received: 'mse'",
         ),
         ({"epochs": 0}, "`epochs` must be above 0. Received: 0"),
+        ({"seen_weight": 1.5}, "`seen_weight` must be in [0, 1]. Received: 1.5".replace("[", r"\[")),
     ],
 )
 def test_a_wrong_config_is_refused(values, message):

@@ -107,7 +107,7 @@ class Config:
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
         seen_weight: of every loss: what the odds of items that a history holds are multiplied by. Rankings leave them out.
-            None: so does training, where events are many for each item; else 0.1.
+            None: so does the full softmax, where events are many for each item; else they weigh 0.1 in it; 1 in other losses.
         label_smoothing: of `FullSoftmax`.
         calibration: of `GBCE`.
         epochs: at most.
@@ -282,16 +282,17 @@ def suited(config: Config, data: PreparedData) -> Config:
     is_sparse = events < SPARSE_DATA * data.num_items
     width = config.width or (64 if is_small else 128)
     batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
+    loss = config.loss or ("full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval")
     automatic: dict[str, Any] = {
         "width": width,
         "num_blocks": 2 if is_small else 3,
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small or is_sparse else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
-        "seen_weight": 0.1 if is_small or is_sparse else 0.0,
+        "seen_weight": 1.0 if loss != "full_softmax" else 0.1 if is_small or is_sparse else 0.0,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
         "epochs": min(60, max(12, round(11_500 * batch_positions / events))),
-        "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
+        "loss": loss,
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
     if config.lazy_table is None:
