@@ -23,6 +23,8 @@ LOGITS_BYTES = 4 << 20
 """About how much a block of logits takes: what fits a core's share of the last cache level."""
 SMALLEST_BLOCK = 128
 """Positions of a block for however many items: fewer make slow matrix products. A loss never holds more logits than these."""
+LARGEST_BLOCK = 1024
+"""Positions of a block for however few items: what a block's positions have seen is a table of its positions by themselves."""
 LEFT_OUT = -1e9
 """Added to the logit of an item that is left out."""
 
@@ -64,7 +66,7 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0, seen
     """
     num_items, width = items.shape
     num_positions = ops.shape(query)[0]
-    size = max(SMALLEST_BLOCK, LOGITS_BYTES // (4 * num_items))
+    size = min(max(SMALLEST_BLOCK, LOGITS_BYTES // (4 * num_items)), LARGEST_BLOCK)
     if seen:
         read, history, reach, change = seen
         # a block also needs what was read before it
