@@ -172,7 +172,7 @@ def test_times_seen(packed, jit_compile):
     inputs, target, seen = packed
     candidates = np.random.default_rng(2).integers(FIRST_ITEM_INDEX, 25, 17, np.int32)  # some twice
     found = tf.function(times_seen, jit_compile=jit_compile)(inputs, target, candidates)
-    np.testing.assert_array_equal(tf.reshape(found, (3, 10, 17)), seen[..., candidates - FIRST_ITEM_INDEX])
+    np.testing.assert_array_equal(tf.reshape(tf.transpose(found), (3, 10, 17)), seen[..., candidates - FIRST_ITEM_INDEX])
 
 
 def test_cosine_candidates_have_length_one(item_tower_of):

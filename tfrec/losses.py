@@ -183,7 +183,7 @@ def times_seen(inputs, target, candidates):
         inputs, target: as of a loss.
         candidates: int tensor, shape `(num_candidates,)`: item indexes.
     Returns:
-        Int32 tensor, shape `(positions, num_candidates)`.
+        Int32 tensor, shape `(num_candidates, positions)`.
     """
     read, history = inputs["history"], histories(inputs)  # B L
     rows, length = ops.shape(read)
@@ -199,31 +199,30 @@ def times_seen(inputs, target, candidates):
     is_seen = ops.cast(is_there & is_before & is_same & ~is_own, "int32")  # B L L
     row = ops.repeat(ops.arange(rows, dtype="int32"), length)
     found = ops.scatter_update(
-        ops.zeros((rows, number, length), "int32"),
-        ops.stack([row, ops.cast(place, "int32")], axis=1),
+        ops.zeros((number, rows, length), "int32"),
+        ops.stack([ops.cast(place, "int32"), row], axis=1),
         ops.reshape(is_seen, (-1, length)),
         reduction="add",
-    )  # B C L
-    found = ops.take(found, ops.searchsorted(ordered, candidates), axis=1)
-    return ops.reshape(ops.transpose(found, (0, 2, 1)), (-1, number))
+    )  # C B L
+    return ops.take(ops.reshape(found, (number, -1)), ops.searchsorted(ordered, candidates), axis=0)
 
 
 def sampled_logits(query, target, inputs, item_tower, negatives, temperature, seen_weight=1.0):
     """Logits of positions against their targets and against negatives that they share, in one matrix product.
 
     Returns:
-        `(own, others, weight)`: float32 tensors, shapes `(positions, 1)`, `(positions, num_negatives)`, `(positions,)`.
+        `(own, others, weight)`: float32 tensors, shapes `(1, positions)`, `(num_negatives, positions)`, `(positions,)`.
         A negative that is a position's own target, an accidental hit, has -1e9. Padding has weight 0.
     """
     query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / temperature  # P D
     wanted = ops.reshape(target, (-1,))
-    own = ops.sum(query * item_tower.candidates(wanted), axis=-1, keepdims=True)  # P 1
-    others = ops.matmul(query, ops.transpose(item_tower.candidates(negatives)))  # P K
+    own = ops.sum(query * item_tower.candidates(wanted), axis=-1)  # P
+    others = ops.matmul(item_tower.candidates(negatives), ops.transpose(query))  # K P
     if seen_weight != 1:
         others += log_weight(seen_weight) * ops.cast(times_seen(inputs, target, negatives), "float32")
-    is_hit = ops.equal(ops.expand_dims(wanted, 1), ops.expand_dims(negatives, 0))
+    is_hit = ops.equal(ops.expand_dims(negatives, 1), wanted)
     weight = ops.cast(ops.reshape(inputs["is_real"], (-1,)), "float32")
-    return own, ops.where(is_hit, LEFT_OUT, others), weight
+    return ops.expand_dims(own, 0), ops.where(is_hit, LEFT_OUT, others), weight
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -261,7 +260,7 @@ class SampledSoftmax:
     def __call__(self, query, target, inputs, item_tower, negatives=None):
         own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
         others += math.log(item_tower.num_items / self.num_negatives)
-        loss = ops.logsumexp(ops.concatenate([own, others], axis=-1), axis=-1) - own[:, 0]
+        loss = ops.logsumexp(ops.concatenate([own, others]), axis=0) - own[0]
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):
@@ -312,8 +311,8 @@ class GBCE(SampledSoftmax):
     def __call__(self, query, target, inputs, item_tower, negatives=None):
         own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
         prior = math.log(item_tower.num_items)
-        loss = self.beta(item_tower.num_items) * ops.softplus(prior - own[:, 0])
-        loss += ops.sum(ops.softplus(others - prior), axis=-1)
+        loss = self.beta(item_tower.num_items) * ops.softplus(prior - own[0])
+        loss += ops.sum(ops.softplus(others - prior), axis=0)
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):

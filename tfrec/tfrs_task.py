@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from tfrec.losses import times_seen, uniform_items
+from tfrec.losses import log_weight, times_seen, uniform_items
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
 
@@ -120,9 +120,9 @@ class TfrsRetrieval:
         # what stands at a padded position is no candidate
         is_candidate = ops.expand_dims(ops.concatenate([is_real, ops.ones((self.num_negatives,), "bool")]), 0)
         if self.seen_weight != 1:
-            times = ops.cast(times_seen(inputs, target, index), "float32")  # P C
-            chance = keras.random.uniform((1, ops.shape(index)[0]), seed=self.seed_generator)
-            is_candidate &= chance < self.seen_weight**times
+            times = ops.cast(times_seen(inputs, target, index), "float32")  # C P
+            chance = keras.random.uniform((ops.shape(index)[0], 1), seed=self.seed_generator)
+            is_candidate &= ops.transpose(ops.log(chance) < log_weight(self.seen_weight) * times)
         total = self._task(query, candidates, ops.cast(is_real, "float32"), probability, ids, is_candidate)
         return total, num_real
 
