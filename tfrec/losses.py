@@ -176,53 +176,47 @@ class FullSoftmax:
         return cls(**config)
 
 
-def times_seen(inputs, target, candidates):
-    """How often a position has a candidate in its history, at it or before, its own target aside.
+def by_time(x):
+    """What has the shape `(batch, length, ...)` with its positions in a row, by time first: shape `(positions, ...)`."""
+    return ops.reshape(ops.swapaxes(x, 0, 1), (-1, *x.shape[2:]))
+
+
+def times_seen(inputs, candidates):
+    """How often a position, in the order of `by_time`, has a candidate in its history, at it or before.
 
     Args:
-        inputs, target: as of a loss.
+        inputs: as of a loss.
         candidates: int tensor, shape `(num_candidates,)`: item indexes.
     Returns:
-        Int32 tensor, shape `(num_candidates, positions)`.
+        Int32 tensor, shape `(positions, num_candidates)`.
     """
-    read, history = inputs["history"], histories(inputs)  # B L
-    rows, length = ops.shape(read)
-    number = ops.shape(candidates)[0]
-    ordered = ops.sort(candidates)
-    place = ops.minimum(
-        ops.searchsorted(ordered, ops.reshape(read, (-1,))), number - 1
-    )  # P: the first of equal candidates
-    is_there = ops.reshape(ops.equal(ops.take(ordered, place), ops.reshape(read, (-1,))), (rows, length, 1))
-    is_before = ops.expand_dims(ops.arange(length), 1) <= ops.arange(length)  # L L
-    is_same = ops.equal(ops.expand_dims(history, 2), ops.expand_dims(history, 1)) & ops.expand_dims(history >= 0, 2)
-    is_own = ops.equal(ops.expand_dims(read, 2), ops.expand_dims(target, 1))
-    is_seen = ops.cast(is_there & is_before & is_same & ~is_own, "int32")  # B L L
-    row = ops.repeat(ops.arange(rows, dtype="int32"), length)
-    found = ops.scatter_update(
-        ops.zeros((number, rows, length), "int32"),
-        ops.stack([ops.cast(place, "int32"), row], axis=1),
-        ops.reshape(is_seen, (-1, length)),
-        reduction="add",
-    )  # C B L
-    return ops.take(ops.reshape(found, (number, -1)), ops.searchsorted(ordered, candidates), axis=0)
+    history = ops.transpose(histories(inputs))  # L B
+    goes_on = ops.pad(history[1:] == history[:-1], [[1, 0], [0, 0]])
+    shape = ops.shape(history)[1], ops.shape(candidates)[0]  # B C
+
+    def read(times, position):
+        item, goes_on = (ops.expand_dims(x, 1) for x in position)
+        times = ops.where(goes_on, times, 0) + ops.cast(item == candidates, "int32")
+        return times, times
+
+    _, times = ops.scan(read, ops.zeros(shape, "int32"), (ops.transpose(inputs["history"]), goes_on))  # L B C
+    return ops.reshape(times, (-1, shape[1]))
 
 
 def sampled_logits(query, target, inputs, item_tower, negatives, temperature, seen_weight=1.0):
-    """Logits of positions against their targets and against negatives that they share, in one matrix product.
+    """Logits of positions, in the order of `by_time`, against their targets and against negatives that they share.
 
     Returns:
-        `(own, others, weight)`: float32 tensors, shapes `(1, positions)`, `(num_negatives, positions)`, `(positions,)`.
+        `(own, others, weight)`: float32 tensors, shapes `(positions, 1)`, `(positions, num_negatives)`, `(positions,)`.
         A negative that is a position's own target, an accidental hit, has -1e9. Padding has weight 0.
     """
-    query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / temperature  # P D
-    wanted = ops.reshape(target, (-1,))
-    own = ops.sum(query * item_tower.candidates(wanted), axis=-1)  # P
-    others = ops.matmul(item_tower.candidates(negatives), ops.transpose(query))  # K P
+    query, target = by_time(ops.cast(query, "float32")) / temperature, by_time(target)  # P D, P
+    own = ops.sum(query * item_tower.candidates(target), axis=-1, keepdims=True)  # P 1
+    others = ops.matmul(query, ops.transpose(item_tower.candidates(negatives)))  # P K
     if seen_weight != 1:
-        others += log_weight(seen_weight) * ops.cast(times_seen(inputs, target, negatives), "float32")
-    is_hit = ops.equal(ops.expand_dims(negatives, 1), wanted)
-    weight = ops.cast(ops.reshape(inputs["is_real"], (-1,)), "float32")
-    return ops.expand_dims(own, 0), ops.where(is_hit, LEFT_OUT, others), weight
+        others += log_weight(seen_weight) * ops.cast(times_seen(inputs, negatives), "float32")
+    is_hit = ops.equal(ops.expand_dims(target, 1), negatives)
+    return own, ops.where(is_hit, LEFT_OUT, others), ops.cast(by_time(inputs["is_real"]), "float32")
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -260,7 +254,7 @@ class SampledSoftmax:
     def __call__(self, query, target, inputs, item_tower, negatives=None):
         own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
         others += math.log(item_tower.num_items / self.num_negatives)
-        loss = ops.logsumexp(ops.concatenate([own, others]), axis=0) - own[0]
+        loss = ops.logsumexp(ops.concatenate([own, others], axis=-1), axis=-1) - own[:, 0]
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):
@@ -311,8 +305,8 @@ class GBCE(SampledSoftmax):
     def __call__(self, query, target, inputs, item_tower, negatives=None):
         own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
         prior = math.log(item_tower.num_items)
-        loss = self.beta(item_tower.num_items) * ops.softplus(prior - own[0])
-        loss += ops.sum(ops.softplus(others - prior), axis=0)
+        loss = self.beta(item_tower.num_items) * ops.softplus(prior - own[:, 0])
+        loss += ops.sum(ops.softplus(others - prior), axis=-1)
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):

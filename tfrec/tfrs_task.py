@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from tfrec.losses import log_weight, times_seen, uniform_items
+from tfrec.losses import by_time, log_weight, times_seen, uniform_items
 from tfrec.vocabulary import FIRST_ITEM_INDEX
 
 
@@ -107,10 +107,9 @@ class TfrsRetrieval:
         return uniform_items(self.num_negatives, num_items, self.seed_generator)
 
     def __call__(self, query, target, inputs, item_tower, negatives=None):
-        query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1]))  # P D
-        is_real = ops.reshape(inputs["is_real"], (-1,))
+        query, is_real = by_time(ops.cast(query, "float32")), by_time(inputs["is_real"])  # P D, P
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
-        index = ops.concatenate([ops.reshape(target, (-1,)), negatives])  # C = P + negatives
+        index = ops.concatenate([by_time(target), negatives])  # C = P + negatives
         candidates = item_tower.candidates(index)  # C D
         ids = ops.maximum(item_tower.original(index), FIRST_ITEM_INDEX)
         num_real = ops.sum(ops.cast(is_real, "float32"))
@@ -120,9 +119,10 @@ class TfrsRetrieval:
         # what stands at a padded position is no candidate
         is_candidate = ops.expand_dims(ops.concatenate([is_real, ops.ones((self.num_negatives,), "bool")]), 0)
         if self.seen_weight != 1:
-            times = ops.cast(times_seen(inputs, target, index), "float32")  # C P
-            chance = keras.random.uniform((ops.shape(index)[0], 1), seed=self.seed_generator)
-            is_candidate &= ops.transpose(ops.log(chance) < log_weight(self.seen_weight) * times)
+            times = ops.cast(times_seen(inputs, index), "float32")  # P C
+            chance = keras.random.uniform((1, ops.shape(index)[0]), seed=self.seed_generator)
+            is_own = ops.expand_dims(by_time(target), 1) == index
+            is_candidate &= is_own | (ops.log(chance) < log_weight(self.seen_weight) * times)
         total = self._task(query, candidates, ops.cast(is_real, "float32"), probability, ids, is_candidate)
         return total, num_real
 

@@ -282,17 +282,16 @@ def suited(config: Config, data: PreparedData) -> Config:
     is_sparse = events < SPARSE_DATA * data.num_items
     width = config.width or (64 if is_small else 128)
     batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
-    loss = config.loss or ("full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval")
     automatic: dict[str, Any] = {
         "width": width,
         "num_blocks": 2 if is_small else 3,
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small or is_sparse else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
-        "seen_weight": 1.0 if loss != "full_softmax" else 0.1 if is_small or is_sparse else 0.0,
+        "seen_weight": 0.1 if is_small or is_sparse else 0.0,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
         "epochs": min(60, max(12, round(11_500 * batch_positions / events))),
-        "loss": loss,
+        "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
     if config.lazy_table is None:
