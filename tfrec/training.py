@@ -106,8 +106,8 @@ class Config:
         loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
-        seen_weight: of every loss: what the odds of items that a history holds are multiplied by. Rankings leave them out.
-            None: so does the full softmax, where events are many for each item; else they weigh 0.1 in it; 1 in other losses.
+        seen_weight: what the odds of items that a history holds are multiplied by in the loss; 0 leaves them out, as rankings do.
+            None: 0 where events are many for each item, else 0.1.
         label_smoothing: of `FullSoftmax`.
         calibration: of `GBCE`.
         epochs: at most.
