@@ -40,7 +40,7 @@ def small_config(data_folder) -> Config:
         num_heads=2,
         dropout_rate=0.1,
         learning_rate=5e-3,
-        epochs=14,
+        epochs=8,
     )
 
 

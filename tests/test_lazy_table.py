@@ -67,11 +67,11 @@ def test_a_step_gives_the_loss_and_the_gradients_of_the_dense_one(small_config, 
 
 
 def test_it_learns(small_config, run, data, tmp_path):
-    """Close to the run with the full softmax and the dense update; 24 epochs, as sampling takes longer to get going."""
-    config = dataclasses.replace(small_config, loss="sampled_softmax", num_negatives=128, lazy_table=True, epochs=24)
+    """Close to the run with the full softmax and the dense update."""
+    config = dataclasses.replace(small_config, loss="sampled_softmax", num_negatives=128, lazy_table=True)
     lazy = train(config, tmp_path / "run")
     both = [evaluate(data, "test", r.model)["model"]["hr@10"] for r in (run, lazy)]
-    assert both[1] > 0.85 * both[0]
+    assert both[1] > 0.95 * both[0]
 
 
 def test_the_full_softmax_cannot_be_lazy(small_config, data):
