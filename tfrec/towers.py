@@ -256,16 +256,12 @@ class SequenceTower(keras.layers.Layer):
         """Whether `timestamps` and `request_times` are needed."""
         return self.time_bias or self.calendar
 
-    def _bias(self, block: int, length, timestamps, request_times):
+    def _bias(self, block: int, length, is_packed: bool, timestamps, request_times):
         """What block number `block` adds to the logits of its attention, or None."""
         window, bias = self.attention_window, None
         if self.distances:
-            of_distance = (
-                self.distances[block].between(2 * window)[:, window:]
-                if window
-                else self.distances[block].between(length)
-            )
-            bias = ops.expand_dims(of_distance, 0)
+            of_distance = self.distances[block].between(2 * window if window else length, by_gather=is_packed)
+            bias = ops.expand_dims(of_distance[:, window or 0 :], 0)
         if self.times:
             of_time = self.times[block].between(timestamps, request_times)
             bias = of_time if bias is None else bias + of_time
@@ -283,7 +279,7 @@ class SequenceTower(keras.layers.Layer):
             x = self.moment(x, request_times)
         x = self.dropout(x, training=training)
         for i, block in enumerate(self.blocks):
-            bias = self._bias(i, ops.shape(x)[1], timestamps, request_times)
+            bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times)
             x = block(x, is_real, end, bias, training=training)
         x = self.norm(x)
         if self.normalize:

@@ -173,13 +173,14 @@ def test_dropout_keeps_its_share_and_the_mean():
         Dropout(1)
 
 
-def test_relative_bias_by_hand():
+@pytest.mark.parametrize("by_gather", [False, True])
+def test_relative_bias_by_hand(by_gather):
     layer = RelativePositionBias(num_heads=2, max_distance=3)
     layer.build()
     layer.set_weights([np.array([[1, 2, 3], [4, 5, 6]], np.float32)])
-    out = np.array(layer.between(4))
+    out = np.array(layer.between(4, by_gather))
     np.testing.assert_array_equal(out[0], [[1, 0, 0, 0], [2, 1, 0, 0], [3, 2, 1, 0], [3, 3, 2, 1]])
-    assert layer.between(0).shape == (2, 0, 0)
+    assert layer.between(0, by_gather).shape == (2, 0, 0)
     np.testing.assert_array_equal(out[1], [[4, 0, 0, 0], [5, 4, 0, 0], [6, 5, 4, 0], [6, 6, 5, 4]])
 
 

@@ -86,11 +86,17 @@ class RelativePositionBias(keras.layers.Layer):
     def build(self, input_shape=None):
         self.bias = self.add_weight(shape=(self.num_heads, self.max_distance), initializer="zeros", name="bias")
 
-    def between(self, length):
+    def between(self, length, by_gather=False):
         """The bias of `length` positions with each other: float tensor, shape `(num_heads, length, length)`.
 
-        `[h, i, j]` belongs to the distance `i - j`, and is zero where that is negative.
+        `[h, i, j]` belongs to the distance `i - j`, and is zero where that is negative. By a gather XLA's loops over the
+        logits stay vectorised, and so do their gradients; TensorFlow's own takes three times as long as the other way.
         """
+        if by_gather:
+            place = ops.arange(length)
+            distance = ops.expand_dims(place, 1) - place  # L L
+            far = ops.take(self.bias, ops.clip(distance, 0, self.max_distance - 1), axis=1)
+            return ops.cast(ops.where(distance >= 0, far, 0), self.compute_dtype)
         distance = ops.minimum(ops.arange(length), self.max_distance - 1)
         far = ops.take(ops.cast(self.bias, self.compute_dtype), distance, axis=1)  # H L
         # a ring of 2 L numbers, unrolled with a step of 2 L - 1, moves by one column in each row: no gather of L x L
