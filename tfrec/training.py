@@ -273,7 +273,7 @@ def suited(config: Config, data: PreparedData) -> Config:
     """The config with everything that it leaves open decided from the size of the data.
 
     Few events want a small tower and much dropout, many a larger one and, where they are many for each item, less. Batches are
-    small enough for about 500 steps an epoch, and epochs are as many as make 11,500 steps of the small tower, or 9,500 of the
+    small enough for about 500 steps an epoch, and epochs are as many as make 11,500 steps of the small tower, or 8,500 of the
     large one, of which each takes longer: `docs/quality.md` has the measurements.
     """
     split = LeaveLastOut(data)
@@ -291,7 +291,7 @@ def suited(config: Config, data: PreparedData) -> Config:
         "batch_positions": batch_positions,
         "seen_weight": 0.1 if is_small or is_sparse else 0.0,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
-        "epochs": min(60, max(12, round((11_500 if is_small else 9_500) * batch_positions / events))),
+        "epochs": min(60, max(12, round((11_500 if is_small else 8_500) * batch_positions / events))),
         "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
