@@ -174,6 +174,8 @@ def test_what_the_config_leaves_open_follows_from_the_data(events, num_items, wi
     assert config.seen_weight == (0.0 if dropout_rate == 0.3 else 0.1)
     assert config.num_heads == width // 32
     assert config.num_blocks == (2 if events == 1000 else 3)
+    assert config.epochs == (60 if events == 1000 else 20)
+    assert suited(Config("x", steps=11_500), data).epochs == (60 if events == 1000 else 27)
     assert suited(config, data) == config
     assert suited(Config("x", width=48, dropout_rate=0.0), data).dropout_rate == 0.0
     with pytest.raises(ValueError, match=r"decide them with `suited\(config, data\)`"):

@@ -70,11 +70,12 @@ _SASREC = _DOT | {
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "large": {"num_blocks": 8},
+    "large": {"num_blocks": 8, "steps": 11_500},
     "sasrec": _SASREC | {"width": 64, "hidden_dim": 64},
     "gsasrec": _SASREC | {"width": 128, "hidden_dim": 128, "loss": "gbce", "num_negatives": 256},
-    "esasrec": _DOT | {"num_blocks": 2, "positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256},
-    "hstu": {"num_blocks": 2, "block": "hstu", "seen_weight": 1.0},
+    "esasrec": _DOT
+    | {"num_blocks": 2, "positions": ["absolute"], "loss": "sampled_softmax", "num_negatives": 256, "steps": 11_500},
+    "hstu": {"num_blocks": 2, "block": "hstu", "seen_weight": 1.0, "steps": 11_500},
     "narm": _SASREC | {"width": 64, "block": "gru", "positions": [], "num_blocks": 1},
 }
 """Well-known designs as plain settings; what a preset leaves out is as in `Config`."""
@@ -110,7 +111,9 @@ class Config:
             None: 0 where events are many for each item, else 0.1.
         label_smoothing: of `FullSoftmax`.
         calibration: of `GBCE`.
-        epochs: at most.
+        epochs: at most. None: as many as make `steps`, 12 to 60.
+        steps: updates of the weights, from which `epochs` follow where they are left open. None: 11,500 of the small tower, 8,500
+            of the large one.
         validate_every: epochs from one validation to the next; the first and the last are always validated.
         patience: None, or epochs without a better validation NDCG@10 after which training stops. The last gains come as
             the learning rate falls, and the weights of the best epoch are kept anyway.
@@ -158,6 +161,7 @@ class Config:
     label_smoothing: float = 0.0
     calibration: float = 0.75
     epochs: int | None = None
+    steps: int | None = None
     validate_every: int = 6
     patience: int | None = None
     learning_rate: float = 2e-3
@@ -211,6 +215,7 @@ class Config:
             "width",
             "num_heads",
             "epochs",
+            "steps",
             "validate_every",
             "patience",
             "temperature",
@@ -273,8 +278,8 @@ def suited(config: Config, data: PreparedData) -> Config:
     """The config with everything that it leaves open decided from the size of the data.
 
     Few events want a small tower and much dropout, many a larger one and, where they are many for each item, less. Batches are
-    small enough for about 500 steps an epoch, and epochs are as many as make 11,500 steps of the small tower, or 8,500 of the
-    large one, of which each takes longer: `docs/quality.md` has the measurements.
+    small enough for about 500 steps an epoch, and epochs are as many as make `steps`: fewer of the large tower, whose each
+    takes longer: `docs/quality.md` has the measurements.
     """
     split = LeaveLastOut(data)
     each = (split.train_ends - data.offsets[:-1] - 1).clip(0)
@@ -282,6 +287,7 @@ def suited(config: Config, data: PreparedData) -> Config:
     is_small = events < SMALL_DATA
     is_sparse = events < SPARSE_DATA * data.num_items
     width = config.width or (64 if is_small else 128)
+    steps = config.steps or (11_500 if is_small else 8_500)
     batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
     automatic: dict[str, Any] = {
         "width": width,
@@ -291,7 +297,7 @@ def suited(config: Config, data: PreparedData) -> Config:
         "batch_positions": batch_positions,
         "seen_weight": 0.1 if is_small or is_sparse else 0.0,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
-        "epochs": min(60, max(12, round((11_500 if is_small else 8_500) * batch_positions / events))),
+        "epochs": min(60, max(12, round(steps * batch_positions / events))),
         "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
