@@ -160,6 +160,7 @@ def test_a_final_model_learns_from_the_targets_too(uninterrupted, tmp_path, caps
     [
         (1000, 100, 64, 0.5, "full_softmax", False),
         (900_000, 4000, 128, 0.3, "full_softmax", False),
+        (900_000, 40_000, 128, 0.5, "sampled_softmax", False),
         (900_000, 90_000, 128, 0.5, "tfrs_retrieval", True),
     ],
 )

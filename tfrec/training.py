@@ -43,8 +43,9 @@ CONFIG, WEIGHTS, CHECKPOINT = "config.json", "model.weights.h5", "checkpoint.npz
 HISTORY, METRICS = "history.csv", "metrics.json"
 MONITOR = "val_ndcg@10"
 SHOWN = (MONITOR, "val_hr@10")
-FULL_SOFTMAX_ITEMS = 50_000
-"""The largest catalogue that is trained with the full softmax unless told otherwise."""
+FULL_SOFTMAX_ITEMS, DENSE_TABLE_ITEMS = 15_000, 50_000
+"""The largest catalogues that are trained with the full softmax, and with all of the item table in each update, unless told
+otherwise."""
 COUNTED_ITEMS = 500_000
 """The largest catalogue whose item table starts from co-occurrence unless told otherwise: that takes minutes there."""
 SMALL_DATA, LARGE_DATA = 400_000, 10_000_000
@@ -104,7 +105,8 @@ class Config:
         item_init: `normal`: that; or `cooccurrence`: as long, in the directions of `cooccurrence_vectors`. None: the second
             up to 500,000 items and 10 million events.
         similarity: of queries and candidates: `cosine`, or `dot`, which wants a `temperature` of 1.
-        loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 50,000 items, the last above.
+        loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 15,000 items, the second up to
+            50,000, the last above.
         num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
         temperature: logits are divided by it.
         seen_weight: what the odds of items that a history holds are multiplied by in the loss; 0 leaves them out, as rankings do.
@@ -286,6 +288,7 @@ def suited(config: Config, data: PreparedData) -> Config:
     events = max(1, int(each.sum() if config.windows else each.clip(0, config.max_length).sum()))
     is_small = events < SMALL_DATA
     is_sparse = events < SPARSE_DATA * data.num_items
+    is_large, is_huge = data.num_items > FULL_SOFTMAX_ITEMS, data.num_items > DENSE_TABLE_ITEMS
     width = config.width or (64 if is_small else 128)
     steps = config.steps or (11_500 if is_small else 8_500)
     batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
@@ -298,12 +301,11 @@ def suited(config: Config, data: PreparedData) -> Config:
         "seen_weight": 0.1 if is_small or is_sparse else 0.0,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
         "epochs": min(60, max(12, round(steps * batch_positions / events))),
-        "loss": "full_softmax" if data.num_items <= FULL_SOFTMAX_ITEMS else "tfrs_retrieval",
+        "loss": "tfrs_retrieval" if is_huge else "sampled_softmax" if is_large else "full_softmax",
     }
     config = dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
     if config.lazy_table is None:
-        is_lazy = data.num_items > FULL_SOFTMAX_ITEMS and config.loss != "full_softmax"
-        config = dataclasses.replace(config, lazy_table=is_lazy)
+        config = dataclasses.replace(config, lazy_table=is_huge and config.loss != "full_softmax")
     return config
 
 
