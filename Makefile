@@ -9,7 +9,7 @@ demo: .venv/ready
 	tfrec demo --out demo
 
 test: lint
-	pytest --numprocesses 2 --dist loadfile
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	ruff check .

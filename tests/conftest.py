@@ -17,6 +17,13 @@ from tfrec.prepared import PreparedData
 from tfrec.towers import ItemTower
 from tfrec.training import Config, Run, train
 
+LONGEST = ("test_readme.py", "test_training.py", "test_notebooks.py", "test_catalogue.py", "test_time.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first: workers take a file at a time, and then end together."""
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
+
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> Path:
