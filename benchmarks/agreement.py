@@ -20,11 +20,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from tfrec.evaluation import recommend
-from tfrec.export import export
+from tfrec.data.splits import LeaveLastOut
+from tfrec.deploy.saved_model import export
+from tfrec.evaluation.ranking import recommend
 from tfrec.index import KINDS
-from tfrec.splits import LeaveLastOut
-from tfrec.training import Run
+from tfrec.training.run import Run
 from tfrec_serving import Client
 from tfrec_serving.server import Server
 

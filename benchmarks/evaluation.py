@@ -12,10 +12,12 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tfrec.evaluation import evaluate_model
-from tfrec.prepared import PreparedData
-from tfrec.splits import LeaveLastOut
-from tfrec.training import Config, build_model, preset
+from tfrec.data.prepared import PreparedData
+from tfrec.data.splits import LeaveLastOut
+from tfrec.evaluation.ranking import evaluate_model
+from tfrec.training.compiling import build_model
+from tfrec.training.config import Config
+from tfrec.training.presets import preset
 
 
 def main(folder: str, num_users: str = "1000000000") -> None:

@@ -18,9 +18,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from tfrec.losses import LOGITS_BYTES, SMALLEST_BLOCK
-from tfrec.prepared import PreparedData
-from tfrec.training import Config, compile_model, preset
+from tfrec.data.prepared import PreparedData
+from tfrec.models.losses import LOGITS_BYTES, SMALLEST_BLOCK
+from tfrec.training.compiling import compile_model
+from tfrec.training.config import Config
+from tfrec.training.presets import preset
 
 SIZE, REPEATS = 2048, 20
 

@@ -20,8 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from tfrec.prepared import PreparedData
-from tfrec.training import Config, compile_model, preset
+from tfrec.data.prepared import PreparedData
+from tfrec.training.compiling import compile_model
+from tfrec.training.config import Config
+from tfrec.training.presets import preset
 
 POSITIONS, BUCKETS = 4096, 5
 

@@ -31,8 +31,10 @@ def measure(data: str, lazy: str) -> None:
 
     import numpy as np
 
-    from tfrec.prepared import PreparedData
-    from tfrec.training import Config, compile_model, preset
+    from tfrec.data.prepared import PreparedData
+    from tfrec.training.compiling import compile_model
+    from tfrec.training.config import Config
+    from tfrec.training.presets import preset
 
     settings = {"max_length": 50, "loss": "sampled_softmax", "lazy_table": json.loads(lazy)}
     settings |= {"hidden_dim": None, "batch_positions": 4096}

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from tfrec.export import latest_version
-from tfrec.prepared import ITEMS
+from tfrec.data.prepared import ITEMS
+from tfrec.deploy.saved_model import latest_version
 from tfrec_serving import Client
 from tfrec_serving.load import LoadReport, ServerProcess, load_test, recommend_requests, server_process
 from tfrec_serving.messages import PredictResponse

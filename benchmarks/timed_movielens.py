@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tfrec.interactions import prepare
+from tfrec.data.interactions import prepare
 
 MISSING = 2
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfrec.datasets import prepare_dataset
-from tfrec.export import export
-from tfrec.prepared import PreparedData
-from tfrec.towers import ItemTower
-from tfrec.training import Config, Run, train
+from tfrec.data.datasets import prepare_dataset
+from tfrec.data.prepared import PreparedData
+from tfrec.deploy.saved_model import export
+from tfrec.models.item_tower import ItemTower
+from tfrec.training.config import Config
+from tfrec.training.fit import train
+from tfrec.training.run import Run
 
 LONGEST = ("test_readme.py", "test_training.py", "test_notebooks.py", "test_catalogue.py", "test_time.py")
 

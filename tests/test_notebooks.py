@@ -5,8 +5,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tfrec.datasets.download import UnavailableError
-from tfrec.datasets.movielens import movielens_100k
+from tfrec.data.datasets.download import UnavailableError
+from tfrec.data.datasets.movielens import movielens_100k
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

@@ -49,7 +49,7 @@ def shell(script: str, folder: Path) -> str:
 
 ONE_PROCESS = """
 import shlex, subprocess, sys
-from tfrec.cli import app
+from tfrec.cli.main import app
 for line in sys.stdin.read().splitlines():
     if line.startswith("tfrec "):
         app(shlex.split(line)[1:], standalone_mode=False)

@@ -25,11 +25,13 @@ import pyarrow as pa
 import tensorflow as tf
 from common import make_vectors
 
-from tfrec.export import export
-from tfrec.interactions import prepare
-from tfrec.prepared import ITEMS
-from tfrec.training import CONFIG, WEIGHTS, Config, Run, build_model
-from tfrec.vocabulary import Vocabulary
+from tfrec.data.interactions import prepare
+from tfrec.data.prepared import ITEMS
+from tfrec.data.vocabulary import Vocabulary
+from tfrec.deploy.saved_model import export
+from tfrec.training.compiling import build_model
+from tfrec.training.config import Config
+from tfrec.training.run import CONFIG, WEIGHTS, Run
 
 
 def resident_bytes() -> int:

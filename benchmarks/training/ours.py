@@ -9,8 +9,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 from common import BLOCKS, DROPOUT, HEADS, LENGTH, NEGATIVES, WIDTH, Clock, arguments, epoch_timer, report
 
-from tfrec.prepared import PreparedData
-from tfrec.training import Config, compile_model, preset
+from tfrec.data.prepared import PreparedData
+from tfrec.training.compiling import compile_model
+from tfrec.training.config import Config
+from tfrec.training.presets import preset
 
 
 def main() -> None:

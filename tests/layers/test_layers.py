@@ -19,8 +19,10 @@ from tfrec.layers import (
     TransformerBlock,
 )
 from tfrec.layers.attention import attend, attend_in_window, pointwise_attend
+from tfrec.layers.pooling import newest
 from tfrec.layers.positions import rotate, steps_from_newest
-from tfrec.towers import ItemTower, SequenceTower, newest
+from tfrec.models.item_tower import ItemTower
+from tfrec.models.sequence_tower import SequenceTower
 
 BATCH, LENGTH, WIDTH = 3, 7, 10  # with 2 or 5 heads, every axis has a size of its own
 

@@ -18,8 +18,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 from typer.testing import CliRunner
 
-from tfrec.cli import app
-from tfrec.export import latest_version
+from tfrec.cli.main import app
+from tfrec.deploy.saved_model import latest_version
 from tfrec_serving import Client
 from tfrec_serving.load import load_test, recommend_requests, server_process
 from tfrec_serving.server import Server
@@ -97,7 +97,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(run, tmp_path):
     export = [
         sys.executable,
         "-m",
-        "tfrec.cli",
+        "tfrec.cli.main",
         "export",
         str(run.folder),
         "--out",

@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tfrec.export import latest_version
+from tfrec.deploy.saved_model import latest_version
 from tfrec_serving import Client, ServingError
 from tfrec_serving.config import one_model, read_batching, read_models, read_monitoring, read_ssl
 from tfrec_serving.lifecycle import Models

@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tfrec.evaluation import recommend
+from tfrec.evaluation.ranking import recommend
 from tfrec_serving import Client, Recommendation, ServingError
 from tfrec_serving.server import Server
 

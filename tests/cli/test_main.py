@@ -1,0 +1,128 @@
+"""The commands, as a person runs them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from tfrec.cli.main import app, main
+from tfrec.cli.tables import find_titles
+
+COMMANDS = ["prepare", "train", "evaluate", "export", "serve", "recommend", "lite", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_complete(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for option in app.registered_commands:
+        if option.callback.__name__ == command:
+            assert option.callback.__doc__.split(";")[0].split(":")[0].strip(".") in result.output
+
+
+def test_help_is_quick():
+    code = "import sys\nimport tfrec.cli.main\nsys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def run_main(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["tfrec", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "no.csv", "--out", "x"], "`no.csv` does not exist"),
+        (["train", "no", "--out", "x"], "`no` is not prepared data"),
+        (["train", "no", "--out", "x", "--set", "wdith=3"], "Did you mean `width`?"),
+        (["evaluate", "no"], "`no` is not a run"),
+        (["export", "no", "--out", "x"], "`no` is not a run"),
+        (["recommend", "no", "--history", "a"], "`no` is neither host:port nor an export folder"),
+        (["recommend", "localhost:9", "--history", "a"], "UNAVAILABLE"),
+        (["lite", "no", "--out", "x"], "`no` is not a run"),
+        (["serve", "no"], "`no` has no version folder"),
+        (["bench", "serve", "no"], "`no` is not an export"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["prepare"], ["train", "--out", "x"], ["train", "d", "--out", "x", "--resume", "--epochs", "3"]]
+)
+def test_usage_errors(monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, *arguments) == 2
+
+
+def test_prepare_says_what_it_guessed_and_refused(monkeypatch, capsys, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,time\nu,a,1\nu,,2\n")
+    assert run_main(monkeypatch, "prepare", log, "--out", tmp_path / "data", "--max-refused", 0.9) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "user column: 'user' (guessed; --user sets it)" in said
+    assert "Refused 1 of 2 rows (1 missing item id)" in said
+    assert run_main(monkeypatch, "prepare", "--describe", tmp_path / "data", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["events"] == 1
+
+
+def test_evaluate_writes_and_prints_json(monkeypatch, capsys, tmp_path, run, data_folder):
+    assert run_main(monkeypatch, "evaluate", run.folder, "--split", "validation", "--json", tmp_path / "m.json") == 0
+    assert "NDCG@10" in capsys.readouterr().out
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert written["model"]["ndcg@10"] == pytest.approx(run.metrics["validation"]["ndcg@10"])
+    assert run_main(monkeypatch, "evaluate", data_folder, "--baselines-only", "--json", "-") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {"popularity", "bigram", "num_users"} <= set(printed)
+    assert "model" not in printed
+
+
+def test_recommend_from_an_export_with_titles(monkeypatch, capsys, exact_export, run):
+    history = "item-1,item-2"
+    assert run_main(monkeypatch, "recommend", exact_export, "--history", history, "-k", 3, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [r["item_id"] for r in answer] == [i for i, _ in run.recommend(history.split(","), k=3)]
+    best = answer[0]["item_id"]
+    assert run_main(monkeypatch, "recommend", exact_export, "--history", history, "-k", 3, "--exclude", best) == 0
+    said = capsys.readouterr().out
+    assert f" {best} " not in said
+    assert "Interest" in said
+
+
+def test_titles_are_found_in_a_run_a_version_and_an_export(exact_export, run, tmp_path):
+    assert find_titles(run.folder) == find_titles(exact_export) == find_titles(exact_export / "1") != {}
+    assert find_titles(tmp_path) == find_titles(None) == {}
+
+
+def test_the_demo_shows_the_whole_path(monkeypatch, capfd, tmp_path):
+    """One epoch, and no MovieLens anywhere: it says so and goes on with a generated log."""
+    monkeypatch.setenv("TFREC_DATA_DIR", str(tmp_path / "nothing"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tfrec.data.datasets.movielens.PUBLISHER", "http://127.0.0.1:9")
+    from tfrec.data.datasets import movielens
+    from tfrec.data.datasets.download import Source
+
+    monkeypatch.setattr(movielens, "ML_100K", Source("http://127.0.0.1:9/ml-100k.zip", ""))
+    assert run_main(monkeypatch, "demo", "--out", tmp_path / "demo", "--epochs", 1) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    for part in (
+        "going on with a synthetic log",
+        "NDCG@10",
+        "over gRPC, by the ScaNN export",
+        "One call took",
+        "largest score difference",
+        "Next:",
+    ):
+        assert part in said

@@ -1,0 +1,56 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from tfrec.data.prepared import PreparedData
+from tfrec.data.splits import LeaveLastOut
+
+
+def test_the_last_is_test_the_second_last_validation_the_rest_training():
+    data = PreparedData.from_histories([["a", "b", "c", "d"], ["x"], ["x", "y"], ["p", "q", "r"]])
+    split = LeaveLastOut(data)
+    names = data.vocabulary.decode
+    assert split.users.tolist() == [0, 3]
+    assert split.num_short == 2
+    assert names(split.targets("test")) == ["d", "r"]
+    assert names(split.targets("validation")) == ["c", "q"]
+    starts, ends = split.histories("test")
+    assert [names(data.item_index[a:b]) for a, b in zip(starts, ends, strict=True)] == [["a", "b", "c"], ["p", "q"]]
+    item_index, offsets = split.train_part()
+    # users too short to be evaluated give all their events to training
+    assert [names(item_index[a:b]) for a, b in itertools.pairwise(offsets)] == [
+        ["a", "b"],
+        ["x"],
+        ["x", "y"],
+        ["p"],
+    ]
+
+
+def test_targets_that_the_user_had_before_are_counted():
+    data = PreparedData.from_histories([["a", "b", "c", "a"], ["a", "a"], ["b", "b", "c"], ["c", "b", "b"]])
+    split = LeaveLastOut(data)
+    assert split.num_repeats("test") == 2
+    assert split.num_repeats("validation") == 1
+
+
+def test_training_holds_no_target():
+    rng = np.random.default_rng(0)
+    data = PreparedData.from_histories([[f"{u}-{i}" for i in range(n)] for u, n in enumerate(rng.integers(3, 9, 50))])
+    split = LeaveLastOut(data)
+    train = set(split.train_part()[0].tolist())
+    assert not train & set(split.targets("test").tolist())
+    assert not train & set(split.targets("validation").tolist())
+
+
+def test_a_final_model_trains_on_everything():
+    data = PreparedData.from_histories([["a", "b", "c", "d"], ["x"], ["x", "y"]])
+    item_index, offsets = LeaveLastOut(data, num_held_out=0).train_part()
+    np.testing.assert_array_equal(item_index, data.item_index)
+    np.testing.assert_array_equal(offsets, data.offsets)
+
+
+def test_an_unknown_split_is_refused():
+    split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c"]]))
+    with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'validation'\]. Received: 'train'"):
+        split.histories("train")

@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+
+from tfrec.data.vocabulary import Vocabulary
+from tfrec.deploy.litert import load, run_edge, to_litert
+
+
+@pytest.fixture(scope="module")
+def report(run, tmp_path_factory):
+    return to_litert(run, tmp_path_factory.mktemp("lite") / "model.tflite")
+
+
+def test_it_agrees_with_keras_by_value(report):
+    assert report.num_histories == 100
+    assert report.max_difference < 1e-4
+    assert report.same_items == 1.0
+
+
+def test_it_is_whole_and_free_of_flex_and_custom_ops(report, run):
+    names = {op["op_name"] for op in load(report.path)._get_ops_details()}
+    assert not {name for name in names if name.startswith("Flex") or name in ("CUSTOM", "HASHTABLE_FIND")}
+    weights = sum(np.prod(w.shape) for w in run.model.weights) * 4
+    assert report.size_bytes > weights  # a file that lost its weights is tiny
+
+
+def test_the_vocabulary_lies_beside_it(report, run):
+    assert Vocabulary.load(report.path.parent).item_ids == run.vocabulary.item_ids
+    assert json.loads((report.path.parent / "vocabulary.json").read_text())["first_item_index"] == 2
+
+
+def test_the_rules_of_the_contract_hold_at_the_edge(report, run, data):
+    from tfrec.evaluation.ranking import recommend
+
+    interpreter = load(report.path)
+    history = data.history(3)
+    strewn = np.insert(history, [0, 4, 9], [1, 0, 1])  # unknown ids and padding anywhere change nothing
+    expected, scores = recommend(run.model, [history, []], 10, data.item_counts)
+    for row in (history, strewn):
+        items, found = run_edge(interpreter, row)
+        np.testing.assert_array_equal(items, expected[0])
+        np.testing.assert_allclose(found, scores[0], atol=1e-4)
+    items, found = run_edge(interpreter, np.array([], np.int32))
+    np.testing.assert_array_equal(items, expected[1])
+    np.testing.assert_allclose(found, scores[1], atol=1e-6)
+
+
+def test_the_signature_is_named(report):
+    runner = load(report.path).get_signature_runner()
+    assert {name: list(d["shape"]) for name, d in runner.get_input_details().items()} == {"history": [1, 24]}
+    assert {name: list(d["shape"]) for name, d in runner.get_output_details().items()} == {
+        "items": [1, 10],
+        "scores": [1, 10],
+    }
+
+
+def test_k_beyond_the_catalogue(run, tmp_path, data):
+    report = to_litert(run, tmp_path / "model.tflite", k=500)
+    items, _ = run_edge(load(report.path), data.history(0))
+    num_seen = len(set(data.history(0).tolist()))
+    assert len(items) == 200
+    assert (items == 0).sum() == num_seen
+    assert not set(items.tolist()) & set(data.history(0).tolist())
+
+
+def test_a_partitioned_index_runs_at_the_edge(run, report, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfrec.index.partitioned.LEAVES", 12.0)  # leaves enough that only some are visited
+    edge = to_litert(run, tmp_path / "model.tflite", index="partitioned", k=3)
+    names = {op["op_name"] for op in load(edge.path)._get_ops_details()}
+    assert not {name for name in names if name.startswith("Flex") or name == "CUSTOM"}
+    assert edge.same_items > 0.9
+    with pytest.raises(ValueError, match="LiteRT runs an exact or a partitioned index"):
+        to_litert(run, tmp_path / "model.tflite", index="scann")

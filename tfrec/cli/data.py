@@ -1,0 +1,100 @@
+"""`tfrec prepare`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfrec.cli.tables import out, print_figures
+
+
+def prepare(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(help="Log files, or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic."),
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, tsv, parquet, jsonl or sequences; told from the ending when left out.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Column of user ids; guessed when left out.")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of item ids; guessed when left out.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Column of times: seconds, milliseconds or ISO 8601; guessed when left out.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names, with commas, for the columns of a CSV or TSV file without a header line.")
+    ] = None,
+    first_column: Annotated[
+        str | None, typer.Option(help="`user` when each line of sequence text starts with the user id.")
+    ] = None,
+    items: Annotated[Path | None, typer.Option(help="File of item properties: item id, title, anything else.")] = None,
+    max_refused: Annotated[float, typer.Option(help="Share of refused rows above which nothing is written.")] = 0.01,
+    min_user_events: Annotated[int, typer.Option(help="Drop users with fewer events.")] = 1,
+    min_item_events: Annotated[int, typer.Option(help="Drop items with fewer events.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder where it exists.")] = False,
+    users: Annotated[int, typer.Option(help="synthetic: number of users.")] = 2000,
+    catalogue: Annotated[int, typer.Option(help="synthetic: number of items.")] = 500,
+    events_per_user: Annotated[int, typer.Option(help="synthetic: events of each user.")] = 30,
+    predictability: Annotated[
+        float, typer.Option(help="synthetic: how much of the next item follows from the history.")
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(help="synthetic: seed.")] = 0,
+    describe: Annotated[
+        Path | None, typer.Option(help="Print the figures of a prepared folder, and do nothing else.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read and check an interaction log; write prepared data."""
+    from tfrec.data import datasets
+    from tfrec.data.interactions import REFUSED, Log
+    from tfrec.data.interactions import prepare as prepare_log
+    from tfrec.data.prepared import PreparedData
+
+    if describe is not None:
+        print_figures(PreparedData.open(describe).describe(), as_json)
+        return
+    if not source or out_ is None:
+        raise typer.BadParameter("Pass a log (or the name of a data set) and --out FOLDER, or --describe FOLDER.")
+    options: dict[str, Any] = {
+        "max_refused": max_refused,
+        "min_user_events": min_user_events,
+        "min_item_events": min_item_events,
+        "overwrite": overwrite,
+    }
+    if len(source) == 1 and source[0] in datasets.NAMES:
+        made = (
+            {
+                "num_users": users,
+                "num_items": catalogue,
+                "events_per_user": events_per_user,
+                "predictability": predictability,
+                "seed": seed,
+            }
+            if source[0] == "synthetic"
+            else {}
+        )
+        report = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made)
+    else:
+        names = next(csv.reader([columns])) if columns else []
+        report = prepare_log(Log(source, format, user, item, time, names, first_column, items), out_, **options)
+    manifest = report.manifest
+    if as_json:
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+        return
+    for note in report.notes:
+        out.print(f"  {note}", highlight=False)
+    out.print(
+        f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events."
+    )
+    if manifest["num_refused"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["refused"].items())
+        out.print(
+            f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}"
+        )
+    if manifest["num_filtered_events"]:
+        out.print(f"Left out {manifest['num_filtered_events']:,} events of rare users and items.")

@@ -1,0 +1,100 @@
+"""The main job on real data, step by step: what `make demo` shows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfrec.cli.tables import find_titles, out, print_lite, print_metrics, print_recommendations
+from tfrec.data.datasets import prepare_dataset
+from tfrec.data.datasets.download import UnavailableError
+
+LATENCY_CALLS = 200
+SHOWN_HISTORY = 8
+
+
+def run_demo(folder: Path, epochs: int | None = None) -> None:
+    """Prepare, train, evaluate, export, serve, query, convert; each step says the command that does the same."""
+    data, run, export, lite = folder / "data", folder / "run", folder / "export", folder / "lite" / "model.tflite"
+    begin = time.perf_counter()
+    name = "movielens-100k"
+    _step(f"tfrec prepare {name} --out {data}")
+    try:
+        manifest = prepare_dataset(name, data, prepare_options={"overwrite": True}).manifest
+    except UnavailableError as error:
+        out.print(f"{error}\n[bold]No MovieLens here: going on with a synthetic log.[/]", highlight=False)
+        name = "synthetic"
+        _step(f"tfrec prepare {name} --out {data}")
+        manifest = prepare_dataset(name, data, prepare_options={"overwrite": True}).manifest
+    out.print(f"{manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events")
+
+    from tfrec.deploy.litert import to_litert
+    from tfrec.deploy.saved_model import export as export_run
+    from tfrec.evaluation.ranking import evaluate
+    from tfrec.training.config import Config
+    from tfrec.training.fit import train
+    from tfrec_serving import Client
+    from tfrec_serving.server import Server
+
+    _step(f"tfrec train {data} --out {run}")
+    config = {"data": str(data)} | ({} if epochs is None else {"epochs": epochs})
+    trained = train(Config.from_dict(config), run, overwrite=True)
+
+    _step(f"tfrec evaluate {run}")
+    metrics = evaluate(trained.data(), "test", trained.model)
+
+    _step(f"tfrec export {run} --out {export} --index scann")
+    version = export_run(trained, export, index="scann")
+    out.print(f"Wrote {version}")
+
+    _step(f"tfrec serve {export} --port 8500 --rest-port 8501")
+    prepared = trained.data()
+    history = prepared.vocabulary.decode(prepared.history(0))[:-1]  # the first user's, without the target
+    with Server(export, port=0) as server, Client(f"127.0.0.1:{server.port}") as client:
+        client.wait_until_ready()
+        answer = client.recommend(history, k=10)
+        seconds = []
+        for _ in range(LATENCY_CALLS):
+            called = time.perf_counter()
+            client.recommend(history, k=10)
+            seconds.append(time.perf_counter() - called)
+
+    _step(f"tfrec lite {run} --out {lite}")
+    report = to_litert(trained, lite)
+
+    out.rule("What came out")
+    print_metrics(metrics)
+    titles = find_titles(run)
+    out.print(f"\nThe first user has {len(history)} items; the newest {SHOWN_HISTORY}, oldest first:", highlight=False)
+    for item_id in history[-SHOWN_HISTORY:]:
+        out.print(f"  {item_id:>10}  {titles.get(item_id, '')}", highlight=False, soft_wrap=True)
+    out.print("\nRecommended, over gRPC, by the ScaNN export:")
+    print_recommendations(answer, titles)
+    out.print(
+        f"One call took {1e3 * statistics.median(seconds):.1f} ms (median of {LATENCY_CALLS}, history of {len(history)}).\n"
+    )
+    print_lite(report)
+    out.print(f"\nAll of it took {time.perf_counter() - begin:.0f} s. Next:\n", highlight=False)
+    for command in (
+        f"tfrec serve {export} --port 8500 --rest-port 8501",
+        f"tfrec recommend localhost:8500 --history {','.join(history[-3:])} -k 5 --titles {run}",
+        "tfrec prepare your-log.csv --out data && tfrec train data --out run",
+        f"tensorboard --logdir {run / 'logs'}",
+    ):
+        out.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def _step(command: str) -> None:
+    out.print(f"\n[bold cyan]$ {command}[/]", highlight=False, soft_wrap=True)
+
+
+def demo(
+    out_: Annotated[Path, typer.Option("--out", help="Folder for everything it writes.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(help="Train at most this many.")] = None,
+) -> None:
+    """Walk the whole path on MovieLens 100K: data, training, evaluation, export, gRPC query, LiteRT."""
+    run_demo(out_, epochs)

@@ -1,0 +1,124 @@
+"""`tfrec serve`, `recommend` and `bench serve`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfrec.cli.tables import find_titles, out, print_figures, print_recommendations
+
+
+def serve(
+    export: Annotated[Path, typer.Argument(help="Export folder; its newest version is served.")],
+    port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8500,
+    rest_port: Annotated[int | None, typer.Option(help="Port of REST; left out by default.")] = None,
+    model_name: Annotated[str, typer.Option(help="How requests call the model.")] = "default",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve an export as TensorFlow Serving does: gRPC and REST."""
+    from tfrec_serving.server import serve as serve_models
+
+    serve_models(export, port, host, rest_api_port=rest_port, model_name=model_name)
+
+
+def bench_serve(
+    export: Annotated[Path, typer.Argument(help="Export folder: its items make the histories.")],
+    address: Annotated[
+        str | None, typer.Option(help="`host:port` of a server that holds it; without it one is started here.")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="How many ask at a time, each one request after the other.")] = 8,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Instead: requests a second, answered or not.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    history_length: Annotated[int, typer.Option(min=0, help="Items in each history.")] = 50,
+    k: Annotated[int, typer.Option("-k", min=1, help="Recommendations asked for.")] = 10,
+    batching: Annotated[bool, typer.Option(help="The server started here answers requests together.")] = False,
+    model_name: Annotated[str, typer.Option(help="How the server at --address calls the model.")] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Load a model server: rate, percentiles, errors, and the share of the time that is spent in the model."""
+    import pyarrow.parquet
+
+    from tfrec.data.prepared import ITEMS
+    from tfrec.deploy.saved_model import latest_version
+    from tfrec_serving.load import load_test, recommend_requests, server_process
+
+    items = pyarrow.parquet.read_table(latest_version(export) / "assets.extra" / ITEMS)["item_id"].to_pylist()
+    requests = recommend_requests(items, history_length, k, model_name)
+    load = {"clients": clients, "seconds": seconds, "rate": rate}
+    own: dict[str, Any] = {}
+    if address is None:
+        flags = ["--enable_batching"] if batching else []
+        with server_process(export, *flags, f"--model_name={model_name}") as server:
+            report, in_model = server.measure(requests, **load)  # type: ignore[arg-type]
+        if len(report.milliseconds):
+            own = {"ms_in_model": in_model, "share_in_model": in_model / float(report.milliseconds.mean())}
+    else:
+        report = load_test(address, requests, **load)  # type: ignore[arg-type]
+    percentiles = {f"p{share:g}_ms": report.percentile(share) for share in (50, 90, 99, 100)}
+    print_figures({"answers_per_second": report.rate} | percentiles | own | {"errors": report.errors}, as_json)
+
+
+def recommend(
+    source: Annotated[str, typer.Argument(help="`host:port` of a model server, or an export folder.")],
+    history: Annotated[
+        str, typer.Option(help="Item ids, oldest first, with commas (CSV quotes around an id that has one).")
+    ],
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    exclude: Annotated[str, typer.Option(help="Item ids not to recommend.")] = "",
+    timestamps: Annotated[
+        str, typer.Option(help="When each item was, in seconds since 1970, for a model that reads times.")
+    ] = "",
+    request_time: Annotated[
+        int | None, typer.Option(help="When this is asked, for such a model; now by default.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="attribute=value: items that have it, where the export has a filter.")
+    ] = None,
+    deny: Annotated[list[str] | None, typer.Option(help="attribute=value: items that do not have it.")] = None,
+    titles: Annotated[
+        Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")
+    ] = None,
+    model_name: Annotated[str, typer.Option(help="How the server calls the model.")] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend items after a history."""
+    from tfrec_serving import Client
+    from tfrec_serving.server import Server
+
+    ids, excluded = (next(csv.reader([text], skipinitialspace=True), []) for text in (history, exclude))
+    folder = Path(source)
+    times = [int(t) for t in timestamps.split(",")] if timestamps else None
+    asked = {"allow": _wanted(allow or []), "deny": _wanted(deny or [])}
+    if folder.is_dir():
+        with (
+            Server(folder, 0, model_name=model_name) as server,
+            Client(f"127.0.0.1:{server.port}", model_name) as client,
+        ):
+            answer = client.recommend(ids, k, excluded, times, request_time, **asked)
+    elif ":" in source:
+        with Client(source, model_name) as client:
+            answer = client.recommend(ids, k, excluded, times, request_time, **asked)
+    else:
+        raise ValueError(f"`{source}` is neither host:port nor an export folder.")
+    if as_json:
+        print(json.dumps([item._asdict() for item in answer], ensure_ascii=False))
+        return
+    names = find_titles(titles or (folder if folder.is_dir() else None))
+    if names:
+        out.print("After: " + "; ".join(names.get(i, i) for i in ids[-5:]), highlight=False)
+    print_recommendations(answer, names)
+
+
+def _wanted(pairs: list[str]) -> dict[str, list[str]]:
+    """`["genres=Comedy", "genres=Drama"]` to `{"genres": ["Comedy", "Drama"]}`."""
+    wanted: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--allow and --deny take attribute=value. Received: {pair!r}.")
+        wanted.setdefault(name, []).append(value)
+    return wanted

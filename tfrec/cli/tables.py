@@ -1,0 +1,91 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+out = Console()
+
+
+def print_metrics(result: dict[str, Any]) -> None:
+    """The table of `tfrec evaluate`."""
+    rows = [name for name in ("model", "bigram", "item-knn", "popularity") if name in result]
+    table = Table(
+        title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items removed",
+        title_justify="left",
+    )
+    table.add_column("")
+    for metric in result[rows[0]]:
+        table.add_column(metric.upper(), justify="right")
+    for name in rows:
+        table.add_row(
+            name, *(f"{value:.4f}" for value in result[name].values()), style="bold" if name == "model" else ""
+        )
+    out.print(table)
+    if result["num_short_users"]:
+        out.print(f"{result['num_short_users']:,} users with fewer than 3 events are not evaluated.")
+    if result["num_repeat_targets"]:
+        out.print(
+            f"{result['num_repeat_targets']:,} targets were in the user's history already: misses, whatever the model."
+        )
+
+
+def find_titles(folder: Path | None) -> dict[str, str]:
+    """Titles by item id, from the `items.parquet` of an export, a run or a prepared folder; empty where there are none."""
+    import pyarrow.parquet
+
+    from tfrec.data.prepared import ITEMS
+
+    places = (
+        []
+        if folder is None
+        else [folder / ITEMS, *sorted(folder.glob(f"*/assets.extra/{ITEMS}")), folder / "assets.extra" / ITEMS]
+    )
+    for place in places[::-1]:
+        if place.is_file():
+            columns = pyarrow.parquet.read_table(place).to_pydict()
+            return {i: t for i, t in zip(columns["item_id"], columns.get("title", []), strict=False) if t}
+    return {}
+
+
+def print_recommendations(answer: list, names: dict[str, str]) -> None:
+    """A table of recommendations, with titles when known."""
+    table = Table()
+    for column in ["", "item_id", *(["title"] if names else [])]:
+        table.add_column(column)
+    table.add_column("score", justify="right")
+    for rank, (item_id, score) in enumerate(answer, 1):
+        table.add_row(str(rank), item_id, *([names.get(item_id, "")] if names else []), f"{score:.4f}")
+    out.print(table)
+
+
+def print_lite(report) -> None:
+    """What `tfrec lite` says."""
+    out.print(
+        f"Wrote {report.path}: {report.size_bytes / 1e6:.2f} MB, vocabulary.json beside it. Against Keras, over "
+        f"{report.num_histories} histories: largest score difference {report.max_difference:.1e}, same items for "
+        f"{report.same_items:.0%}."
+    )
+
+
+def print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    table = Table(show_header=False)
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {v:,}" for key, v in value.items()) or "none"
+        elif isinstance(value, list):
+            value = " to ".join(value)
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        elif isinstance(value, float):
+            value = f"{value:,.4g}"
+        table.add_row(name, "not known" if value is None else str(value))
+    out.print(table)

@@ -1,0 +1,94 @@
+"""`tfrec train` and `tfrec evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfrec.cli.tables import out, print_metrics
+
+PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec, hstu or narm; --set changes what it sets."
+
+
+def train(
+    data: Annotated[str | None, typer.Argument(help="Prepared folder (not needed with --resume).")] = None,
+    out_: Annotated[Path, typer.Option("--out", help="Run folder.")] = ...,  # type: ignore[assignment]
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
+    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder where it exists.")] = False,
+    mixed_precision: Annotated[bool, typer.Option("--mixed-precision", help="Compute in bfloat16.")] = False,
+    final: Annotated[
+        Path | None, typer.Option("--final", help="Refit this run on all events, for the epochs its validation chose.")
+    ] = None,
+) -> None:
+    """Train a model; keep the weights with the best validation NDCG@10."""
+    from tfrec.training.config import Config
+    from tfrec.training.fit import final_config
+    from tfrec.training.fit import train as fit
+    from tfrec.training.presets import parse_settings
+    from tfrec.training.presets import preset as preset_of
+    from tfrec.training.run import Run
+
+    if (resume or final) and (epochs or settings or mixed_precision or preset != "default"):
+        raise typer.BadParameter(
+            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --set and --mixed-precision."
+        )
+    if data is None and not (resume or final):
+        raise typer.BadParameter("Pass a prepared folder, --resume or --final RUN.")
+    if final:
+        config = final_config(Run.open(final))
+        config = dataclasses.replace(config, data=data) if data else config
+        done = fit(config, out_, overwrite=overwrite).metrics
+        out.print(f"Wrote {out_}: trained on all events, {done['epochs']} epochs, {done['seconds']:.0f} s.")
+        return
+    values = preset_of(preset) | parse_settings(settings or [])
+    values |= {"epochs": epochs} if epochs is not None else {}
+    values |= {"precision": "bfloat16"} if mixed_precision else {}
+    config = Config.from_dict({"data": data or ""} | values)
+    run = fit(config, out_, resume=resume, overwrite=overwrite)
+    best = run.metrics
+    out.print(
+        f"Wrote {out_}: best epoch {best['best_epoch']} of {best['epochs']}, validation NDCG@10 "
+        f"{best['validation']['ndcg@10']:.4f}, HR@10 {best['validation']['hr@10']:.4f}, {best['seconds']:.0f} s."
+    )
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder; or prepared folder, with --baselines-only.")],
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    baselines_only: Annotated[
+        bool, typer.Option("--baselines-only", help="The baselines on a prepared folder.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
+    ] = None,
+) -> None:
+    """Rank the whole catalogue for every user; print the model beside popularity, bigram and item-KNN."""
+    from tfrec.data.prepared import PreparedData
+    from tfrec.evaluation.ranking import evaluate as evaluate_data
+
+    if baselines_only:
+        result = evaluate_data(PreparedData.open(run), split)
+    else:
+        from tfrec.training.run import Run
+
+        trained = Run.open(run)
+        if trained.config.final_epochs:
+            raise ValueError(
+                f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
+            )
+        result = evaluate_data(trained.data(), split, trained.model)
+    if json_file == Path("-"):
+        print(json.dumps(result, indent=2))
+        return
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    print_metrics(result)

@@ -1,0 +1,1 @@
+"""The log: read and checked, stored once, split, and made into batches."""

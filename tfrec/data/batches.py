@@ -1,0 +1,270 @@
+"""From histories to what the tower reads: truncation, order, padding, and batches without padding.
+
+A prepared history holds the newest `max_length` known items, oldest first, padding on the left. `prepare_history` does
+this for a tensor (in the served model and at the edge, where ids can be unknown or missing anywhere in the row),
+`PackedBatches` for slices of the memory-mapped log (in training and evaluation, where every item is known), several to a
+row. A test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from keras import ops
+
+from tfrec.data.splits import LeaveLastOut
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def prepare_history(item_index, max_length: int, *others):
+    """Keep the newest `max_length` known items of each row, oldest first, padding on the left.
+
+    Padding and unknown ids are dropped as if they were not there, wherever they stand.
+
+    >>> history, is_real = prepare_history(np.array([[7, 0, 1, 8, 9, 0]], "int32"), max_length=4)
+    >>> np.array(history), np.array(is_real)
+    (array([[0, 7, 8, 9]], dtype=int32), array([[False,  True,  True,  True]]))
+
+    Args:
+        item_index: int32 tensor, shape `(batch, length)`, oldest first.
+        max_length: int > 0.
+        *others: tensors of the shape of `item_index`, such as timestamps, to be kept in step with it.
+    Returns:
+        `(history, is_real, *others)`: int32 and bool tensors, shape `(batch, min(length, max_length))`; 0 at padding.
+    """
+    length = ops.shape(item_index)[1]
+    is_known = item_index >= FIRST_ITEM_INDEX
+    column = ops.cast(ops.expand_dims(ops.arange(1, length + 1), 0), "int32")
+    newest_first, _ = ops.top_k(ops.where(is_known, column, 0), k=ops.minimum(length, max_length))
+    kept = ops.flip(newest_first, axis=1)
+    is_real = kept > 0
+    history, *kept_others = (
+        ops.where(is_real, ops.take_along_axis(values, ops.maximum(kept - 1, 0), axis=1), PAD_INDEX)
+        for values in (item_index, *others)
+    )
+    return history, is_real, *kept_others
+
+
+def prepare_inputs(item_index, max_length: int, timestamps=None, request_time=None) -> dict:
+    """The inputs of a `TwoTower` from raw rows: `prepare_history`, and the times for a model that reads them.
+
+    Args:
+        item_index, max_length: as of `prepare_history`.
+        timestamps: None, or int64 tensor, shape `(batch, length)`: when each item was, in seconds; 0 = unknown.
+        request_time: int64 tensor, shape `(batch,)`: when the item after the newest is asked for; 0 = unknown.
+    """
+    if timestamps is None:
+        history, is_real = prepare_history(item_index, max_length)
+        return {"history": history, "is_real": is_real}
+    history, is_real, times = prepare_history(item_index, max_length, timestamps)
+    # the item after each position was asked for when it came
+    request_times = ops.concatenate([times[:, 1:], ops.expand_dims(request_time, 1)], axis=1)
+    return {"history": history, "is_real": is_real, "timestamps": times, "request_times": request_times}
+
+
+def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places for histories in as few rows as best fit finds: the longest first, each row filled with the longest that fit.
+
+    The places depend on the lengths alone, so that histories of one length can swap theirs each epoch. A row is filled from
+    the right.
+
+    >>> row, end, length = pack(np.array([2, 5, 3, 4]), row_length=6)
+    >>> row.tolist(), end.tolist(), length.tolist()
+    ([0, 1, 1, 2], [6, 6, 2, 6], [5, 4, 2, 3])
+
+    Args:
+        lengths: int array, values in 1 to `row_length`.
+    Returns:
+        `(row, end, length)`: int arrays with a place each: its row, the column after its last, how many columns it has.
+    """
+    count = np.bincount(lengths, minlength=row_length + 1)
+    row, end, length, num_rows = [], [], [], 0
+    while count.any():
+        room, pattern = row_length, []
+        while len(fitting := np.flatnonzero(count[: room + 1])):
+            pattern.append((int(fitting[-1]), room))
+            count[fitting[-1]] -= 1
+            room -= int(fitting[-1])
+        used = np.bincount([n for n, _ in pattern], minlength=len(count))
+        more = int((count[used > 0] // used[used > 0]).min())  # rows of the same pattern
+        count -= more * used
+        for n, stop in pattern:
+            row.append(np.arange(num_rows, num_rows + more + 1))
+            end.append(np.full(more + 1, stop))
+            length.append(np.full(more + 1, n))
+        num_rows += more + 1
+    if not num_rows:
+        return tuple(np.zeros((3, 0), np.int64))  # type: ignore[return-value]
+    return np.concatenate(row), np.concatenate(end), np.concatenate(length)
+
+
+class PackedBatches:
+    """Batches of one shape, several histories to a row, for `model.fit` and for evaluation.
+
+    Histories are packed whole, next to each other, so that next to nothing is padding, and the model keeps them apart by
+    `end`. A batch is `(inputs, target)`, all of shape `(rows, length)`; the last is filled up with padding rows.
+
+        inputs["history"]  int32, oldest first
+        inputs["is_real"]  bool, True = real item
+        inputs["end"]      int32, the column after the newest item of the history that a position belongs to
+        inputs["timestamps"], inputs["request_times"]   int64, when each item and the one after it were; only with `timestamp`
+        target             int32, the item that followed each position; without targets, the history
+
+    Each iteration is an epoch, its order drawn from `(seed, epoch)` alone, so that a resumed run sees the same batches.
+    Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination". Differs from the source: packed by
+    best fit.
+
+    Args:
+        item_index: int32 `(events,)`, memory-mapped or not.
+        starts, ends: int64 `(histories,)`: history `i` reads events `starts[i] : ends[i]`.
+        max_length: int > 0: longer histories keep their newest items.
+        batch_positions: int > 0: about how many positions a batch has.
+        seed: int, or None to keep one order.
+        has_targets: whether the targets, the events one later, are wanted; then the event at `ends[i]` must exist.
+        timestamp: None, or int64 `(events,)`, for models that read times; then the event at `ends[i]` must exist.
+        crop_rate: float in [0, 1]: the share of histories that an epoch cuts in two at a random place: the newer items do
+            not see the older ones. Every item is still learned from.
+        reorder_rate: float in [0, 1]: the share of items that an epoch lets change places with the next, where it has not
+            changed places itself.
+    """
+
+    def __init__(
+        self,
+        item_index: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        *,
+        max_length: int,
+        batch_positions: int,
+        seed: int | None = None,
+        has_targets: bool = True,
+        timestamp: np.ndarray | None = None,
+        crop_rate: float = 0.0,
+        reorder_rate: float = 0.0,
+    ) -> None:
+        self.item_index, self.timestamp, self.ends = item_index, timestamp, np.asarray(ends)
+        self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
+        self.seed, self.epoch, self.has_targets = seed, 0, has_targets
+        self.crop_rate, self.reorder_rate = crop_rate, reorder_rate
+        self.num_positions = int(self.lengths.sum())
+        """Real positions in an epoch: the work that counts."""
+        self._members = np.flatnonzero(self.lengths)  # an empty history takes no place
+        self.length = int(min(max_length, -(-self.lengths.max(initial=1) // 8) * 8))
+        """Positions of a row: what the longest history needs, a multiple of 8 or `max_length`."""
+        row, end, length = pack(self.lengths[self._members], self.length)
+        by_length = np.argsort(length, kind="stable")
+        self._row, self._end = row[by_length], end[by_length]  # the places, shortest first
+        self._num_rows = int(row.max(initial=-1)) + 1
+        self.rows = max(1, min(batch_positions // self.length, self._num_rows))
+        """Rows of a batch."""
+
+    @classmethod
+    def for_training(
+        cls,
+        split: LeaveLastOut,
+        *,
+        max_length: int,
+        batch_positions: int,
+        seed: int,
+        windows: bool = False,
+        has_times: bool = False,
+        crop_rate: float = 0.0,
+        reorder_rate: float = 0.0,
+    ) -> PackedBatches:
+        """Every position of the training part is an example: it predicts the next item of its user.
+
+        A user with more than `max_length` of them gives the newest; with `windows`, as many rows as hold them all.
+        `crop_rate` and `reorder_rate` are two of the augmentations of CL4SRec (Xie et al. 2022), here of histories to learn
+        from, without a contrastive loss; the third, hidden items, is `mask_rate` of the tower.
+        """
+        starts, ends = split.data.offsets[:-1], split.train_ends - 1
+        number = np.maximum(ends - starts, 0)
+        number = -(-number // max_length) if windows else np.minimum(number, 1)
+        user = np.repeat(np.arange(len(number)), number)
+        back = np.arange(len(user)) - np.repeat(np.cumsum(number) - number, number)  # windows from the newest
+        return cls(
+            split.data.item_index,
+            starts[user],
+            ends[user] - max_length * back,
+            max_length=max_length,
+            batch_positions=batch_positions,
+            seed=seed,
+            timestamp=split.data.timestamp if has_times else None,
+            crop_rate=crop_rate,
+            reorder_rate=reorder_rate,
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-self._num_rows // self.rows)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        for _, _, inputs, target in self.with_members():
+            yield inputs, target
+
+    def with_members(self) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]]:
+        """An epoch of `(members, newest, inputs, target)`.
+
+        `members` are the histories in the batch; `newest`, where their newest items stand in `history.reshape(-1)`.
+        """
+        rng = None if self.seed is None else np.random.default_rng([self.seed, self.epoch])
+        self.epoch += 1
+        members, row = self._members, np.arange(self._num_rows)
+        if rng is not None:  # histories of one length swap places, rows swap batches
+            members, row = rng.permutation(members), rng.permutation(row)
+        members = members[np.argsort(self.lengths[members], kind="stable")]
+        row = row[self._row]
+        order = np.argsort(row, kind="stable")
+        members, row, end = members[order], row[order], self._end[order]
+        for first in range(0, self._num_rows, self.rows):
+            here = slice(*np.searchsorted(row, (first, first + self.rows)))
+            newest = (row[here] - first) * self.length + end[here] - 1
+            yield members[here], newest, *self._batch(members[here], newest, end[here], rng)
+
+    def _batch(
+        self, members: np.ndarray, newest: np.ndarray, end: np.ndarray, rng: np.random.Generator | None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The inputs and the target of a batch that holds `members` at `newest`."""
+        lengths = self.lengths[members]
+        back = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(lengths.sum())  # steps from the newest
+        place, event = np.repeat(newest, lengths) - back, np.repeat(self.ends[members] - 1, lengths) - back
+        end, item, target = np.repeat(end, lengths), event, event + self.has_targets
+        if rng is not None and self.crop_rate:
+            cut = np.where(rng.random(len(members)) < self.crop_rate, rng.integers(1, lengths + 1), lengths)
+            newer = np.repeat(cut, lengths)  # how many items stand after the cut
+            end = np.where(back < newer, end, end - newer)
+        if rng is not None and self.reorder_rate:
+            swaps = rng.random(len(event)) < self.reorder_rate  # with the next
+            swaps[1:] &= ~swaps[:-1]
+            is_first = back == np.repeat(lengths - 1, lengths)
+            item = event + swaps - (np.roll(swaps, 1) & ~is_first)
+            target = event + np.where(swaps, 0, 1 + (np.roll(swaps, -1) & (back > 0)))
+
+        def spread(values, dtype=np.int32):
+            flat = np.zeros(self.rows * self.length, dtype)
+            flat[place] = values
+            return flat.reshape(self.rows, self.length)
+
+        history = spread(self.item_index[item])
+        inputs = {"history": history, "is_real": spread(True, bool), "end": spread(end)}
+        if self.timestamp is not None:
+            inputs["timestamps"] = spread(self.timestamp[event], np.int64)
+            inputs["request_times"] = spread(self.timestamp[event + 1], np.int64)
+        return inputs, spread(self.item_index[target])
+
+    def dataset(self) -> tf.data.Dataset:
+        """The batches as a `tf.data.Dataset` that prepares the next ones while the model works."""
+        import tensorflow as tf
+
+        shape = (self.rows, self.length)
+        ints, times = tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.int64)
+        inputs = {"history": ints, "is_real": tf.TensorSpec(shape, tf.bool), "end": ints}
+        inputs |= {} if self.timestamp is None else {"timestamps": times, "request_times": times}
+        signature = (inputs, ints)
+        dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(tf.data.AUTOTUNE)

@@ -1,0 +1,1 @@
+"""From a run to what answers requests: SavedModel, LiteRT, new items."""

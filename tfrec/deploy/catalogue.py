@@ -1,0 +1,127 @@
+"""A trained run with another catalogue: items added or taken out, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from tfrec.data.interactions import read_items
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from tfrec.files import write_whole
+from tfrec.index.filters import values_of
+from tfrec.training.compiling import build_model
+from tfrec.training.run import Run
+
+VECTOR, SIMILAR = "vector", "similar_to"
+
+
+def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[str] = ()) -> Run:
+    """The run with items added and others removed, in memory; its model reads and recommends the new ones.
+
+    A removed item is unknown from then on, also in histories. An added one has the mean vector of items that the catalogue
+    knows to be like it, or a vector of its own, such as a model of content gives.
+
+    Args:
+        run: the trained run.
+        added: a row for each new item: `item_id`, and `similar_to` (ids, as a list or between bars) or `vector` (a list
+            of `width` numbers, whose direction alone counts where the similarity is the cosine); other columns as in
+            `items.parquet`.
+        removed: item ids.
+    Raises:
+        ValueError: an id is new and old at once, unknown, or twice; or an added item has no vector. The message names it.
+    """
+    ids, tower = run.vocabulary.item_ids, run.model.item_tower
+    known = {item_id: number for number, item_id in enumerate(ids)}
+    if unknown := [i for i in removed if i not in known]:
+        raise ValueError(f"There is no item {unknown[0]!r} to remove, nor {len(unknown) - 1} others.")
+    table = np.asarray(tower.table)
+    rows = [] if added is None else added.to_pylist()
+    new = np.empty((len(rows), table.shape[1]), np.float32)
+    # candidates of a cosine have no length, but what histories read has: the usual one
+    length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None
+    for number, row in enumerate(rows):
+        if row["item_id"] in known:
+            raise ValueError(
+                f"Item {row['item_id']!r} (row {number + 1} of the new items) is in the catalogue already."
+            )
+        new[number] = _vector(row, known, table, length, has_mlp=bool(tower.mlp_dims))
+    gone = set(removed)
+    kept = [number for number, item_id in enumerate(ids) if item_id not in gone]
+    if not kept and not rows:
+        raise ValueError("No item would be left in the catalogue.")
+    columns: dict[str, list[Any]] = {}
+    for name in [
+        *run.items,
+        *(n for n in (added.column_names if added else ()) if n not in (*run.items, VECTOR, SIMILAR)),
+    ]:
+        absent = 0 if name == "num_events" else None
+        old = run.items.get(name, [absent] * len(ids))
+        columns[name] = [old[i] for i in kept] + [row.get(name, absent) for row in rows]
+    vocabulary = Vocabulary(columns["item_id"])
+    model = build_model(run.config, len(vocabulary))
+    special = table[:FIRST_ITEM_INDEX]
+    weights = [
+        np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]) if old is tower.table else old.numpy()
+        for old in run.model.weights
+    ]
+    model.set_weights(weights)
+    return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns)
+
+
+def _vector(
+    row: dict[str, Any], known: dict[str, int], table: np.ndarray, length: float | None, has_mlp: bool
+) -> np.ndarray:
+    """The row of the item table for a new item; a vector that is given gets the `length`, where there is one."""
+    name, width = repr(row["item_id"]), table.shape[1]
+    if row.get(VECTOR) is not None:
+        if has_mlp:
+            raise ValueError(
+                f"New item {name}: a model with `mlp_dims` makes its own vectors; give `{SIMILAR}` instead."
+            )
+        vector = np.asarray(row[VECTOR], np.float32)
+        if vector.shape != (width,) or not np.isfinite(vector).all():
+            raise ValueError(
+                f"New item {name}: `{VECTOR}` must be {width} finite numbers. Received: {row[VECTOR]!r:.80}."
+            )
+        return vector if length is None else vector * (length / max(float(np.linalg.norm(vector)), 1e-12))
+    alike = values_of(row.get(SIMILAR))
+    if not alike:
+        raise ValueError(f"New item {name} has neither `{VECTOR}` nor `{SIMILAR}` (ids of items like it).")
+    if missing := [i for i in alike if i not in known]:
+        raise ValueError(f"New item {name}: `{SIMILAR}` names {missing[0]!r}, which is not in the catalogue.")
+    return table[[FIRST_ITEM_INDEX + known[i] for i in alike]].mean(axis=0)
+
+
+def read_changes(add: str | os.PathLike | None, remove: str | os.PathLike | None) -> tuple[pa.Table | None, list[str]]:
+    """The items of two files (CSV, TSV, Parquet or JSON lines, with a column of item ids), for `change_catalogue`."""
+    removed = [] if remove is None else read_items(remove)["item_id"].to_pylist()
+    return None if add is None else read_items(add), removed
+
+
+def export_embeddings(run: Run | str | os.PathLike, out: str | os.PathLike) -> int:
+    """Write the vectors of all items for an outside vector store: `item_id`, `vector` and what else is known of each.
+
+    Args:
+        run: a run or its folder.
+        out: the Parquet file. The score of an item is the dot product of its vector with that of `embed_history`.
+    Returns:
+        How many items it holds.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    out = Path(out)
+    if out.suffix != ".parquet":
+        raise ValueError(f"`{out}` must end in .parquet.")
+    vectors = np.asarray(run.model.item_tower.catalogue())
+    others = {name: values for name, values in run.items.items() if name != "item_id"}
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    table = pa.table({"item_id": run.vocabulary.item_ids, VECTOR: flat, **others})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, lambda path: pyarrow.parquet.write_table(table, path))
+    return len(vectors)

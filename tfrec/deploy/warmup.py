@@ -1,0 +1,48 @@
+"""The warm-up file: requests that a server replays before a version takes over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfrec.data.prepared import PreparedData
+from tfrec.deploy.serving_model import DTYPES
+from tfrec.training.config import Config
+
+WARMUP_REQUESTS = 4
+
+
+def write_warmup(path: Path, data: PreparedData, config: Config, k: int, filters: Sequence[str]) -> None:
+    """Requests that TF Serving replays when it loads the model: each signature, with histories as long as real ones."""
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+    lengths = np.linspace(1, max(1, np.minimum(data.lengths, config.max_length).max()), WARMUP_REQUESTS).astype(int)
+    ids = np.array(data.vocabulary.item_ids, dtype=object)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for length in lengths:
+            query: dict[str, list] = {"history": [[str(i) for i in np.resize(ids, length)]]}
+            if config.reads_times:
+                query |= {"timestamps": [[0] * int(length)], "request_time": [0]}
+            item = [str(ids[0])]
+            requests: dict[str, dict[str, list]] = {
+                "serving_default": query,
+                "recommend": query | {"exclude": [item], "k": [k]},
+                "similar_items": {"item_ids": item, "k": [k]},
+                "score": query | {"candidates": [item]},
+                "embed_history": query,
+                "embed_items": {"item_ids": item},
+            }
+            if filters:
+                requests["recommend_filtered"] = requests["recommend"] | {"allow": [[""]], "deny": [[""]]}
+            for signature, inputs in requests.items():
+                request = predict_pb2.PredictRequest(
+                    model_spec=model_pb2.ModelSpec(name="default", signature_name=signature),
+                    inputs={
+                        name: tf.make_tensor_proto(value, DTYPES.get(name, tf.string)) for name, value in inputs.items()
+                    },
+                )
+                log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+                writer.write(log.SerializeToString())

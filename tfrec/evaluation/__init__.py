@@ -1,0 +1,1 @@
+"""Full-catalogue rankings, their metrics, and the baselines beside a model."""

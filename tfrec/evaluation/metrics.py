@@ -1,0 +1,40 @@
+"""What a rank earns in each metric."""
+
+from __future__ import annotations
+
+import numpy as np
+
+CUTOFFS = (5, 10, 20)
+
+
+def gains(num_items: int) -> dict[str, np.ndarray]:
+    """What each rank earns in each metric: float64 arrays, shape `(num_items,)`, rank 1 first.
+
+    `hr@k`: 1 up to rank k. `ndcg@k`: `1 / log2(rank + 1)` up to rank k (one target, so the ideal is 1). `mrr`: `1 / rank`.
+    """
+    rank = np.arange(1, num_items + 1)
+    return (
+        {f"hr@{k}": (rank <= k).astype(float) for k in CUTOFFS}
+        | {f"ndcg@{k}": np.where(rank <= k, 1 / np.log2(rank + 1), 0) for k in CUTOFFS}
+        | {"mrr": 1 / rank}
+    )
+
+
+def ranking_metrics(num_above: np.ndarray, num_tied: np.ndarray, num_items: int) -> dict[str, float]:
+    """Mean metrics of targets that `num_above` items beat and that share their score with `num_tied`, themselves included.
+
+    >>> alone = ranking_metrics(np.array([1]), np.array([1]), num_items=100)
+    >>> alone["hr@5"], round(alone["ndcg@5"], 4), alone["mrr"]
+    (1.0, 0.6309, 0.5)
+    >>> ranking_metrics(np.array([4]), np.array([2]), num_items=100)["hr@5"]  # rank 5 or 6
+    0.5
+
+    Args:
+        num_above, num_tied: int arrays, shape `(num_users,)`; `num_tied` 0 marks a target out of the ranking (a miss).
+    """
+    result = {}
+    for name, gain in gains(num_items).items():
+        total = np.concatenate([[0], np.cumsum(gain)])
+        earned = total[num_above + num_tied] - total[num_above]
+        result[name] = float(np.mean(earned / np.maximum(num_tied, 1))) if len(num_above) else float("nan")
+    return result

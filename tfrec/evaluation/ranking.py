@@ -1,0 +1,176 @@
+"""Full-catalogue ranking metrics.
+
+The whole catalogue is ranked, no sampled negatives; every item of the user's history is removed from the ranking; all
+users with at least three events count. An item that ties with others has the mean of the metric over the ranks it could
+take. A target that stands in its own history was removed with it and counts as a miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tfrec.data.batches import PackedBatches
+from tfrec.data.prepared import PreparedData
+from tfrec.data.splits import LeaveLastOut
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
+from tfrec.evaluation.baselines import Bigram, ItemKNN, Popularity
+from tfrec.evaluation.metrics import ranking_metrics
+from tfrec.models.two_tower import TwoTower
+from tfrec.progress import track
+
+CHUNK_BYTES = 64 << 20
+"""About how much one chunk of scores takes: what bounds the memory of an evaluation, whatever the catalogue."""
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+"""`scorer(rows) -> scores`: int64 `(b,)`, rows among the evaluated users, to float `(b, num_items)`, a new array."""
+
+
+def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str) -> dict[str, float]:
+    """Rank every target of `part` (`"validation"` or `"test"`) among all items that its user has not seen."""
+    data = split.data
+    (starts, ends), targets = split.histories(part), split.targets(part) - FIRST_ITEM_INDEX
+    num_above, num_tied = np.zeros((2, len(targets)), np.int64)
+    chunk = max(1, CHUNK_BYTES // (4 * data.num_items))
+    for first in track(range(0, len(targets), chunk), f"Ranking {part}"):
+        rows = np.arange(first, min(first + chunk, len(targets)))
+        scores = scorer(rows)
+        seen = np.concatenate([data.item_index[starts[r] : ends[r]] for r in rows]) - FIRST_ITEM_INDEX
+        scores[np.repeat(rows - first, ends[rows] - starts[rows]), seen] = -np.inf
+        own = scores[rows - first, targets[rows]][:, None]
+        num_above[rows] = (scores > own).sum(axis=1)
+        num_tied[rows] = np.where(np.isneginf(own[:, 0]), 0, (scores == own).sum(axis=1))
+    return ranking_metrics(num_above, num_tied, data.num_items)
+
+
+def embed(
+    model: TwoTower,
+    item_index: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    timestamp: np.ndarray | None = None,
+    batch_positions: int = 4096,
+) -> np.ndarray:
+    """The queries after events `starts[i] : ends[i]`: float32 `(len(starts), width)`; zeros after no event.
+
+    A model that reads times takes them from `timestamp`; the request is at the time of event `ends[i]`.
+    """
+    batches = PackedBatches(
+        item_index,
+        starts,
+        ends,
+        max_length=model.sequence_tower.max_length,
+        batch_positions=batch_positions,
+        has_targets=False,
+        timestamp=timestamp if model.sequence_tower.reads_times else None,
+    )
+    queries = np.zeros((len(starts), model.item_tower.width), np.float32)
+    for members, newest, inputs, _ in batches.with_members():
+        queries[members] = model.predict_on_batch(inputs).reshape(-1, queries.shape[1])[newest]
+    return queries
+
+
+def embed_histories(model: TwoTower, split: LeaveLastOut, part: str, users: int | None = None) -> np.ndarray:
+    """The queries of all evaluated users, or of the first `users`: float32 `(num users, width)`."""
+    starts, ends = (array[:users] for array in split.histories(part))
+    return embed(model, split.data.item_index, starts, ends, split.data.timestamp)
+
+
+def recommend(
+    model: TwoTower,
+    histories: Sequence[np.ndarray],
+    k: int,
+    item_counts: Sequence[int],
+    timestamps: Sequence[np.ndarray] | None = None,
+    request_times: Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best unseen items after each history, by the rules of the serving contract, in plain NumPy.
+
+    Args:
+        model: a trained model.
+        histories: int arrays of item indexes, oldest first; padding and unknown ones are dropped.
+        k: int; at most the size of the catalogue comes back.
+        item_counts: ints `(num_items,)`: a history with nothing known gets the most frequent items.
+        timestamps, request_times: for a model that reads times, when each item was (int arrays like `histories`) and when
+            each recommendation is asked for, in seconds; 0 = unknown.
+    Returns:
+        `(items, scores)`: int32 item indexes, padded with `PAD_INDEX`, and float32, padded with `-inf`; best first.
+    """
+    given = [np.asarray(history, np.int32) for history in histories]
+    times = [np.zeros(len(h), np.int64) for h in given] if timestamps is None else timestamps
+    requests = [0] * len(given) if request_times is None else request_times
+    known = [h[h >= FIRST_ITEM_INDEX] for h in given]
+    # an event more for each history, which stands for the request: its time is read, its item is not
+    flat = np.concatenate([np.append(h, PAD_INDEX) for h in known])
+    times = [
+        np.append(np.asarray(t, np.int64)[h >= FIRST_ITEM_INDEX], np.int64(r))
+        for h, t, r in zip(given, times, requests, strict=True)
+    ]
+    ends = np.cumsum([len(h) + 1 for h in known]) - 1
+    queries = embed(model, flat, ends - [len(h) for h in known], ends, np.concatenate(times))
+    scores = queries @ np.asarray(model.item_tower.catalogue()).T
+    counts = np.asarray(item_counts, np.float64)
+    for row, history in enumerate(known):
+        if not len(history):
+            scores[row] = counts / max(counts.sum(), 1)
+        scores[row, history - FIRST_ITEM_INDEX] = -np.inf
+    items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    scores = np.take_along_axis(scores, items, axis=1)
+    return np.where(scores > -np.inf, items + FIRST_ITEM_INDEX, PAD_INDEX).astype(np.int32), scores
+
+
+def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:
+    """Dot products of the users' queries with the catalogue."""
+    queries, items = embed_histories(model, split, part), np.asarray(model.item_tower.catalogue()).T
+    return lambda rows: queries[rows] @ items
+
+
+def evaluate_model(model: TwoTower, split: LeaveLastOut, part: str) -> dict[str, float]:
+    """`hr@k`, `ndcg@k` and `mrr` of a model on `"validation"` or `"test"`."""
+    return rank_targets(model_scorer(model, split, part), split, part)
+
+
+def evaluate_baselines(split: LeaveLastOut, part: str) -> dict[str, dict[str, float]]:
+    """The same of popularity, the bigram table and item-KNN, learned from the training part."""
+    item_index, offsets = split.train_part()
+    popularity = Popularity(item_index, split.data.num_items)
+    bigram = Bigram(item_index, offsets, popularity)
+    knn = ItemKNN(item_index, offsets, split.data.num_items)
+    starts, ends = split.histories(part)
+    last = split.data.item_index[ends - 1]
+
+    def knn_scores(rows):
+        histories = [split.data.item_index[starts[r] : ends[r]] for r in rows]
+        return knn.scores(np.concatenate(histories), np.cumsum([0, *map(len, histories)]))
+
+    return {
+        "popularity": rank_targets(lambda rows: popularity.scores(len(rows)), split, part),
+        "bigram": rank_targets(lambda rows: bigram.scores(last[rows]), split, part),
+        "item-knn": rank_targets(knn_scores, split, part),
+    }
+
+
+def evaluate(data: PreparedData, part: str = "test", model: TwoTower | None = None) -> dict:
+    """Everything that `tfrec evaluate` reports.
+
+    Args:
+        data: prepared data; its leave-last-out split is evaluated.
+        part: `"test"` or `"validation"`.
+        model: a trained model, or None for the baselines alone.
+    Returns:
+        `{"model": metrics, "popularity": metrics, "bigram": metrics, "num_users": int, ...}`, where metrics are
+        `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`.
+    Raises:
+        ValueError: no user has the three events that it takes.
+    """
+    split = LeaveLastOut(data)
+    if not len(split.users):
+        raise ValueError("No user has 3 events (one of history, a validation and a test target): nothing to evaluate.")
+    result = {} if model is None else {"model": evaluate_model(model, split, part)}
+    counts = {
+        "num_users": len(split.users),
+        "num_short_users": split.num_short,
+        "num_repeat_targets": split.num_repeats(part),
+    }
+    return result | evaluate_baselines(split, part) | {"split": part} | counts

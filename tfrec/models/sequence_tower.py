@@ -1,0 +1,189 @@
+"""The sequence tower reads a history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
+from tfrec.layers.dropout import Dropout
+from tfrec.layers.normalization import l2_normalize
+from tfrec.layers.positions import (
+    CalendarEmbedding,
+    ElapsedEmbedding,
+    PositionFromNewest,
+    RelativePositionBias,
+    TimeBias,
+)
+from tfrec.layers.recurrent import CELLS, RecurrentBlock
+
+BLOCKS = ("transformer", "gated", "hstu", *CELLS)
+POSITIONS = ("absolute", "relative", "rotary")
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class SequenceTower(keras.layers.Layer):
+    """Reads a history of item vectors with causal self-attention; each position becomes a query for the item after it.
+
+    Source: SASRec, Kang & McAuley 2018, is `block="transformer"`, `positions=["absolute"]`. Differs from the source: pre-LN
+    blocks, positions counted from the newest item. eSASRec is `block="gated"`, HSTU is `block="hstu"`,
+    `positions=["relative"]`; NARM is `block="gru"`, `positions=[]`.
+
+    Args:
+        max_length: int > 0: how much of a history is read (its newest items).
+        num_blocks: int >= 0.
+        num_heads: int > 0; must divide the width of the item vectors.
+        hidden_dim: int > 0: width of the feed-forward layers; four times the width of the item vectors by default.
+        dropout_rate: float in [0, 1).
+        block: `"transformer"` (`TransformerBlock`), `"gated"` (`GatedBlock`), `"hstu"` (`HSTUBlock`), or, to compare with,
+            `"gru"` and `"lstm"` (`RecurrentBlock`). The last three have no feed-forward layer.
+        positions: how the order of items is known, any of `"absolute"` (`PositionFromNewest`), `"relative"`
+            (`RelativePositionBias`) and `"rotary"` (`rotate`).
+        attention_window: None, or int > 0: a position sees so many of the newest positions up to itself, at a cost linear in
+            the length.
+        time_bias: whether attention knows how long ago each item was (`TimeBias`), and each position how long after its item
+            the next is asked for (`ElapsedEmbedding`).
+        calendar: whether the hour and the weekday of the request are known (`CalendarEmbedding`).
+        attention_dropout_rate: float in [0, 1): of the attention weights; `dropout_rate` by default.
+        mask_rate: float in [0, 1): the share of a history's items that are hidden in training.
+        normalize: whether queries have length 1.
+    Call arguments:
+        x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
+        is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
+        end: as of `CausalSelfAttention`: for rows that pack several histories.
+        timestamps, request_times: as of `TimeBias`, for a tower that `reads_times`.
+    Returns:
+        Float tensor, shape of `x`: the query after each position; zeros at padding.
+    """
+
+    def __init__(
+        self,
+        max_length: int,
+        num_blocks: int = 2,
+        num_heads: int = 2,
+        hidden_dim: int | None = None,
+        dropout_rate: float = 0.2,
+        block: str = "transformer",
+        positions: Sequence[str] = ("absolute",),
+        attention_window: int | None = None,
+        time_bias: bool = False,
+        calendar: bool = False,
+        attention_dropout_rate: float | None = None,
+        mask_rate: float = 0.0,
+        normalize: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if block not in BLOCKS:
+            raise ValueError(f"`block` must be one of {', '.join(BLOCKS)}. Received: {block!r}.")
+        if unknown := set(positions) - set(POSITIONS):
+            raise ValueError(f"`positions` may hold {', '.join(POSITIONS)}. Received: {', '.join(sorted(unknown))}.")
+        if attention_window and time_bias:
+            raise ValueError("`time_bias` needs every pair of positions; leave out `attention_window`.")
+        if block in CELLS and (attention_window or "rotary" in positions):
+            raise ValueError(f"`block={block}` has neither an `attention_window` nor rotary positions; leave them out.")
+        self.max_length = max_length
+        self.num_blocks = num_blocks
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.dropout_rate = dropout_rate
+        self.block = block
+        self.positions = list(positions)
+        self.attention_window = attention_window
+        self.time_bias = time_bias
+        self.calendar = calendar
+        self.attention_dropout_rate = attention_dropout_rate
+        self.mask_rate = mask_rate
+        self.normalize = normalize
+        own = {"dtype": self.dtype_policy}
+        self.mask = Dropout(mask_rate, whole_vectors=True, **own)
+        self.position = PositionFromNewest(max_length, **own) if "absolute" in positions else None
+        self.elapsed = ElapsedEmbedding(**own) if time_bias else None
+        self.moment = CalendarEmbedding(**own) if calendar else None
+        self.dropout = Dropout(dropout_rate, **own)
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, **own)
+
+    def build(self, input_shape):
+        own: dict[str, Any] = {"dtype": self.dtype_policy}
+        self.blocks = [self._block(input_shape[-1], name=f"block_{i}", **own) for i in range(self.num_blocks)]
+        self.distances: list[Any] = [
+            RelativePositionBias(self.num_heads, self.max_length, name=f"distance_{i}", **own)
+            for i in range(self.num_blocks if "relative" in self.positions else 0)
+        ]
+        self.times: list[Any] = [
+            TimeBias(self.num_heads, name=f"time_{i}", **own) for i in range(self.num_blocks if self.time_bias else 0)
+        ]
+        for layer in filter(None, (self.position, self.elapsed, self.moment, *self.blocks, self.norm)):
+            layer.build(input_shape)
+        for bias in (*self.distances, *self.times):
+            bias.build(None)
+
+    def _block(self, width: int, **own) -> keras.layers.Layer:
+        """A new block for vectors of `width`."""
+        if self.block in CELLS:
+            return RecurrentBlock(self.block, self.dropout_rate, **own)
+        attention: dict[str, Any] = {"rotary": "rotary" in self.positions, "window": self.attention_window}
+        if self.block == "hstu":
+            return HSTUBlock(self.num_heads, self.max_length, self.dropout_rate, **attention, **own)
+        kind = GatedBlock if self.block == "gated" else TransformerBlock
+        attention["attention_dropout_rate"] = self.attention_dropout_rate
+        return kind(self.num_heads, self.hidden_dim or 4 * width, self.dropout_rate, **attention, **own)
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether `timestamps` and `request_times` are needed."""
+        return self.time_bias or self.calendar
+
+    def _bias(self, block: int, length, is_packed: bool, timestamps, request_times):
+        """What block number `block` adds to the logits of its attention, or None."""
+        window, bias = self.attention_window, None
+        if self.distances:
+            of_distance = self.distances[block].between(2 * window if window else length, by_gather=is_packed)
+            bias = ops.expand_dims(of_distance[:, window or 0 :], 0)
+        if self.times:
+            of_time = self.times[block].between(timestamps, request_times)
+            bias = of_time if bias is None else bias + of_time
+        return bias
+
+    def call(self, x, is_real, end=None, timestamps=None, request_times=None, training=None):
+        if self.reads_times and timestamps is None:
+            raise ValueError("`time_bias` and `calendar` need `timestamps` and `request_times`.")
+        x = self.mask(x, training=training)
+        if self.position:
+            x = self.position(x, is_real, end)  # B L D
+        if self.elapsed:
+            x = self.elapsed(x, timestamps, request_times)
+        if self.moment:
+            x = self.moment(x, request_times)
+        x = self.dropout(x, training=training)
+        for i, block in enumerate(self.blocks):
+            bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times)
+            x = block(x, is_real, end, bias, training=training)
+        x = self.norm(x)
+        if self.normalize:
+            x = l2_normalize(x)
+        return ops.where(ops.expand_dims(is_real, -1), x, 0)
+
+    def compute_output_shape(self, input_shape, *_, **__):
+        return input_shape
+
+    def get_config(self):
+        own = {
+            "max_length": self.max_length,
+            "num_blocks": self.num_blocks,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "dropout_rate": self.dropout_rate,
+            "block": self.block,
+            "positions": self.positions,
+            "attention_window": self.attention_window,
+            "time_bias": self.time_bias,
+            "calendar": self.calendar,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "mask_rate": self.mask_rate,
+            "normalize": self.normalize,
+        }
+        return super().get_config() | own
