@@ -22,7 +22,6 @@ import tensorflow as tf
 
 from tfrec.data.splits import LeaveLastOut
 from tfrec.deploy.saved_model import export
-from tfrec.evaluation.ranking import recommend
 from tfrec.index import KINDS
 from tfrec.training.run import Run
 from tfrec_serving import Client
@@ -46,11 +45,11 @@ def main(folder: str, users: int | None) -> None:
     histories = [data.item_index[a:b] for a, b in spans]
     ids = [run.vocabulary.decode(history) for history in histories]
     targets = run.vocabulary.decode(data.item_index[ends])
-    has_times = run.config.reads_times
+    has_times = run.model.sequence_tower.reads_times
     times = [data.timestamp[a:b] for a, b in spans] if has_times else None
     asked = data.timestamp[ends] if has_times else None
-    found, _ = recommend(run.model, histories, 10, run.items["num_events"], times, asked)
-    python = [run.vocabulary.decode(row) for row in found]
+    found = run.recommend(ids, 10, timestamps=times, request_time=0 if asked is None else asked)
+    python = [[i for i in row if i] for row in found.item_ids.tolist()]
     print(f"{len(ids)} histories; in Python {quality(python, targets)}")
 
     def compare(name: str, answers: list[list[str]], others: str = "") -> None:

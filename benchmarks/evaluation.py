@@ -18,12 +18,13 @@ from tfrec.evaluation.ranking import evaluate_model
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
 from tfrec.training.presets import preset
+from tfrec.training.resolve import resolve
 
 
 def main(folder: str, num_users: str = "1000000000") -> None:
     data = PreparedData.open(folder)
     split = LeaveLastOut(data)
-    model = build_model(Config.from_dict({"data": folder} | preset("sasrec")), data.num_items)
+    model = build_model(resolve(Config.from_dict(preset("sasrec")), split), data.num_items)
     for users, name in ((split.users[:100], "100 users, to compile"), (split.users[: int(num_users)], "all")):
         split.users = users
         began = time.perf_counter()

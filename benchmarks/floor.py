@@ -19,10 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.data.prepared import PreparedData
+from tfrec.data.splits import LeaveLastOut
 from tfrec.models.losses import LOGITS_BYTES, SMALLEST_BLOCK
 from tfrec.training.compiling import compile_model
 from tfrec.training.config import Config
 from tfrec.training.presets import preset
+from tfrec.training.resolve import resolve
 
 SIZE, REPEATS = 2048, 20
 
@@ -76,8 +78,9 @@ def main(folder: str) -> None:
     print(f"machine: {SIZE} x {SIZE} x {SIZE} {rate / 1e9:.0f} GFLOP/s, memory copy {bandwidth / 1e9:.1f} GB/s")
 
     data = PreparedData.open(folder)
-    config = Config.from_dict({"data": folder} | preset("sasrec") | {"hidden_dim": None, "batch_positions": 4096})
-    model, batches = compile_model(config, data)
+    split = LeaveLastOut(data)
+    config = resolve(Config.from_dict(preset("sasrec") | {"hidden_dim": None, "batch_positions": 4096}), split)
+    model, batches = compile_model(config, split)
     rows, length, width, heads, items = batches.rows, batches.length, config.width, config.num_heads, data.num_items
     positions, half, head = rows * length, (length + 1) // 2, width // heads
     print(f"matrix products of a step of {rows} x {length} positions:")

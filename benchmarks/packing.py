@@ -21,9 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.data.prepared import PreparedData
+from tfrec.data.splits import LeaveLastOut
 from tfrec.training.compiling import compile_model
 from tfrec.training.config import Config
 from tfrec.training.presets import preset
+from tfrec.training.resolve import resolve
 
 POSITIONS, BUCKETS = 4096, 5
 
@@ -52,10 +54,9 @@ def step_seconds(step, inputs: dict, target) -> float:
 
 
 def main(folder: str) -> None:
-    model, batches = compile_model(
-        Config.from_dict({"data": folder} | preset("sasrec") | {"hidden_dim": None, "batch_positions": POSITIONS}),
-        PreparedData.open(folder),
-    )
+    split = LeaveLastOut(PreparedData.open(folder))
+    config = Config.from_dict(preset("sasrec") | {"hidden_dim": None, "batch_positions": POSITIONS})
+    model, batches = compile_model(resolve(config, split), split)
     model.make_train_function()
     lengths = batches.lengths[batches.lengths > 0]
     rng = np.random.default_rng(0)

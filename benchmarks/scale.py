@@ -32,14 +32,16 @@ def measure(data: str, lazy: str) -> None:
     import numpy as np
 
     from tfrec.data.prepared import PreparedData
+    from tfrec.data.splits import LeaveLastOut
     from tfrec.training.compiling import compile_model
     from tfrec.training.config import Config
     from tfrec.training.presets import preset
+    from tfrec.training.resolve import resolve
 
     settings = {"max_length": 50, "loss": "sampled_softmax", "lazy_table": json.loads(lazy)}
     settings |= {"hidden_dim": None, "batch_positions": 4096}
-    config = Config.from_dict({"data": data} | preset("sasrec") | settings)
-    model, batches = compile_model(config, PreparedData.open(data))
+    split = LeaveLastOut(PreparedData.open(data))
+    model, batches = compile_model(resolve(Config.from_dict(preset("sasrec") | settings), split), split)
     step = model.make_train_function() or model.train_function
     seconds, positions = [], []
     iterator = iter(batches.dataset().repeat())

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
-from tfrec.data.interactions import prepare
+from tfrec.data.preparation import prepare
 
 MISSING = 2
 
@@ -30,7 +29,7 @@ def main(out: str) -> None:
     for events in np.split(np.arange(len(user)), np.flatnonzero(np.diff(user)) + 1):
         time[events] = np.maximum.accumulate(time[events])
     events = pa.table({"user": user.astype(str), "item": item.astype(str), "time": time.astype(np.int64)})
-    prepare({"events": events}, out)
+    prepare(events, out)
     print(f"Wrote {out}: {len(np.unique(user)):,} users, {len(user):,} events, all timed.")
 
 

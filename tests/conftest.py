@@ -40,9 +40,8 @@ def data(data_folder) -> PreparedData:
 
 
 @pytest.fixture(scope="session")
-def small_config(data_folder) -> Config:
+def small_config() -> Config:
     return Config(
-        str(data_folder),
         max_length=24,
         width=32,
         num_blocks=2,
@@ -54,8 +53,8 @@ def small_config(data_folder) -> Config:
 
 
 @pytest.fixture(scope="session")
-def run(small_config, tmp_path_factory) -> Run:
-    return train(small_config, tmp_path_factory.mktemp("run") / "run")
+def run(small_config, data, tmp_path_factory) -> Run:
+    return train(small_config, data, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="session")

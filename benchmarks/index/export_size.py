@@ -9,7 +9,6 @@ the process held after it had exported a run of 1,000 items.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
@@ -24,14 +23,12 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 from common import make_vectors
+from tfrec.data.preparation import prepare
 
-from tfrec.data.interactions import prepare
-from tfrec.data.prepared import ITEMS
-from tfrec.data.vocabulary import Vocabulary
 from tfrec.deploy.saved_model import export
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
-from tfrec.training.run import CONFIG, WEIGHTS, Run
+from tfrec.training.run import Run
 
 
 def resident_bytes() -> int:
@@ -43,18 +40,12 @@ def make_run(folder: Path, num_items: int, width: int) -> None:
     """A prepared log in which every item is somebody's, and a run over it."""
     order = np.random.default_rng(0).permutation(num_items).astype(str)
     users = (np.arange(num_items) // 20).astype(str)
-    times = pa.nulls(num_items, pa.string())
-    prepare({"events": pa.table({"user": users, "item": order, "time": times})}, folder / "data")
-    config = Config(str(folder / "data"), width=width, num_heads=2, dropout_rate=0.0, num_blocks=1, max_length=50)
+    data = prepare(pa.table({"user": users, "item": order}), folder / "data")
+    config = Config(width=width, num_heads=2, dropout_rate=0.0, num_blocks=1, max_length=50)
     model = build_model(config, num_items)
     vectors = make_vectors(num_items, 1, normalised=True)[:, :width]
     model.item_tower.table.assign(np.concatenate([np.zeros((2, width), np.float32), vectors]))
-    run = folder / "run"
-    run.mkdir()
-    (run / CONFIG).write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    model.save_weights(run / WEIGHTS)
-    Vocabulary.load(folder / "data").save(run)
-    (run / ITEMS).write_bytes((folder / "data" / ITEMS).read_bytes())
+    Run.from_model(model, data, folder / "run")
 
 
 def seconds_of_a_request(version: Path, history: list[str]) -> float:

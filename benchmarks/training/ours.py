@@ -10,9 +10,11 @@ import keras
 from common import BLOCKS, DROPOUT, HEADS, LENGTH, NEGATIVES, WIDTH, Clock, arguments, epoch_timer, report
 
 from tfrec.data.prepared import PreparedData
+from tfrec.data.splits import LeaveLastOut
 from tfrec.training.compiling import compile_model
 from tfrec.training.config import Config
 from tfrec.training.presets import preset
+from tfrec.training.resolve import resolve
 
 
 def main() -> None:
@@ -22,8 +24,8 @@ def main() -> None:
         "batch_positions": 4096, "dropout_rate": DROPOUT, "num_negatives": NEGATIVES,
         "loss": {"softmax": "full_softmax", "sampled": "sampled_softmax"}[given.loss],
     }  # fmt: skip
-    config = Config.from_dict({"data": str(given.data)} | preset("sasrec") | settings)
-    model, batches = compile_model(config, PreparedData.open(given.data))
+    split = LeaveLastOut(PreparedData.open(given.data))
+    model, batches = compile_model(resolve(Config.from_dict(preset("sasrec") | settings), split), split)
     model.fit(
         batches.dataset(),
         epochs=given.warm_up + given.epochs,

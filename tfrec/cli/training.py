@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +14,10 @@ PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec, hs
 
 
 def train(
-    data: Annotated[str | None, typer.Argument(help="Prepared folder (not needed with --resume).")] = None,
+    data: Annotated[Path | None, typer.Argument(help="Prepared folder; not needed with --resume and --final.")] = None,
     out_: Annotated[Path, typer.Option("--out", help="Run folder.")] = ...,  # type: ignore[assignment]
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
-    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; by the size of the data when left out.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
     ] = None,
@@ -27,6 +26,9 @@ def train(
     mixed_precision: Annotated[bool, typer.Option("--mixed-precision", help="Compute in bfloat16.")] = False,
     final: Annotated[
         Path | None, typer.Option("--final", help="Refit this run on all events, for the epochs its validation chose.")
+    ] = None,
+    moved: Annotated[
+        Path | None, typer.Option("--data", help="Prepared folder of --resume or --final, where it has moved.")
     ] = None,
 ) -> None:
     """Train a model; keep the weights with the best validation NDCG@10."""
@@ -37,6 +39,7 @@ def train(
     from tfrec.training.presets import preset as preset_of
     from tfrec.training.run import Run
 
+    data = data or moved
     if (resume or final) and (epochs or settings or mixed_precision or preset != "default"):
         raise typer.BadParameter(
             "--resume and --final go on with the config of a run; leave out --preset, --epochs, --set and --mixed-precision."
@@ -44,21 +47,21 @@ def train(
     if data is None and not (resume or final):
         raise typer.BadParameter("Pass a prepared folder, --resume or --final RUN.")
     if final:
-        config = final_config(Run.open(final))
-        config = dataclasses.replace(config, data=data) if data else config
-        done = fit(config, out_, overwrite=overwrite).metrics
+        first = Run.open(final)
+        if first.settings.own:
+            raise ValueError(f"`{final}` has a model or a loss of your own: refit it in Python, with `tfrec.train`.")
+        done = fit(final_config(first), first.data(data), out_, overwrite=overwrite).metrics
         out.print(f"Wrote {out_}: trained on all events, {done['epochs']} epochs, {done['seconds']:.0f} s.")
         return
     values = preset_of(preset) | parse_settings(settings or [])
     values |= {"epochs": epochs} if epochs is not None else {}
     values |= {"precision": "bfloat16"} if mixed_precision else {}
-    config = Config.from_dict({"data": data or ""} | values)
-    run = fit(config, out_, resume=resume, overwrite=overwrite)
+    run = fit(Config.from_dict(values), data, out_, resume=resume, overwrite=overwrite)
     best = run.metrics
-    out.print(
-        f"Wrote {out_}: best epoch {best['best_epoch']} of {best['epochs']}, validation NDCG@10 "
-        f"{best['validation']['ndcg@10']:.4f}, HR@10 {best['validation']['hr@10']:.4f}, {best['seconds']:.0f} s."
-    )
+    validated = ""
+    if "validation" in best:
+        validated = ", validation NDCG@10 {ndcg@10:.4f}, HR@10 {hr@10:.4f}".format(**best["validation"])
+    out.print(f"Wrote {out_}: best epoch {best['best_epoch']} of {best['epochs']}{validated}, {best['seconds']:.0f} s.")
 
 
 def evaluate(
@@ -67,6 +70,7 @@ def evaluate(
     baselines_only: Annotated[
         bool, typer.Option("--baselines-only", help="The baselines on a prepared folder.")
     ] = False,
+    data: Annotated[Path | None, typer.Option(help="Prepared folder of the run, where it has moved.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
     ] = None,
@@ -81,11 +85,11 @@ def evaluate(
         from tfrec.training.run import Run
 
         trained = Run.open(run)
-        if trained.config.final_epochs:
+        if trained.config and trained.config.final_epochs:
             raise ValueError(
                 f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
             )
-        result = evaluate_data(trained.data(), split, trained.model)
+        result = evaluate_data(trained.data(data), split, trained.model)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

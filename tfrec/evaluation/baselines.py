@@ -1,4 +1,4 @@
-"""What a model must beat: popularity, the bigram table, and nearest neighbours of items."""
+"""Baselines that a model must beat: popularity, the bigram table, and nearest neighbours of items."""
 
 from __future__ import annotations
 

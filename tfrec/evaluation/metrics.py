@@ -1,4 +1,4 @@
-"""What a rank earns in each metric."""
+"""Metrics of a ranking with one target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CUTOFFS = (5, 10, 20)
 
 
 def gains(num_items: int) -> dict[str, np.ndarray]:
-    """What each rank earns in each metric: float64 arrays, shape `(num_items,)`, rank 1 first.
+    """The gain of each rank in each metric: float64 arrays, shape `(num_items,)`, rank 1 first.
 
     `hr@k`: 1 up to rank k. `ndcg@k`: `1 / log2(rank + 1)` up to rank k (one target, so the ideal is 1). `mrr`: `1 / rank`.
     """
@@ -21,7 +21,9 @@ def gains(num_items: int) -> dict[str, np.ndarray]:
 
 
 def ranking_metrics(num_above: np.ndarray, num_tied: np.ndarray, num_items: int) -> dict[str, float]:
-    """Mean metrics of targets that `num_above` items beat and that share their score with `num_tied`, themselves included.
+    """The mean of each metric over users.
+
+    Ties: a target gets the mean of the metric over its possible ranks. Denominator: all users. A miss earns 0.
 
     >>> alone = ranking_metrics(np.array([1]), np.array([1]), num_items=100)
     >>> alone["hr@5"], round(alone["ndcg@5"], 4), alone["mrr"]
@@ -30,7 +32,10 @@ def ranking_metrics(num_above: np.ndarray, num_tied: np.ndarray, num_items: int)
     0.5
 
     Args:
-        num_above, num_tied: int arrays, shape `(num_users,)`; `num_tied` 0 marks a target out of the ranking (a miss).
+        num_above: int array, shape `(num_users,)`, items with a higher score than the target.
+        num_tied: int array, shape `(num_users,)`, items with the score of the target, itself included; 0 marks a target that is
+            left out of the ranking, a miss.
+        num_items: int, size of the catalogue.
     """
     result = {}
     for name, gain in gains(num_items).items():

@@ -1,8 +1,8 @@
-"""Full-catalogue ranking metrics.
+"""Full-catalogue rankings of held-out targets.
 
-The whole catalogue is ranked, no sampled negatives; every item of the user's history is removed from the ranking; all
-users with at least three events count. An item that ties with others has the mean of the metric over the ranks it could
-take. A target that stands in its own history was removed with it and counts as a miss.
+The whole catalogue is ranked, without sampled negatives. The items of the user's history are left out of the ranking. All users
+with at least three events count. A target that ties with other items gets the mean of the metric over its possible ranks. A
+target that stands in its own history is left out with it and counts as a miss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tfrec.models.two_tower import TwoTower
 from tfrec.progress import track
 
 CHUNK_BYTES = 64 << 20
-"""About how much one chunk of scores takes: what bounds the memory of an evaluation, whatever the catalogue."""
+"""About the size of one chunk of scores, which bounds the memory of an evaluation for any catalogue."""
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 """`scorer(rows) -> scores`: int64 `(b,)`, rows among the evaluated users, to float `(b, num_items)`, a new array."""
@@ -52,27 +52,39 @@ def embed(
     timestamp: np.ndarray | None = None,
     batch_positions: int = 4096,
 ) -> np.ndarray:
-    """The queries after events `starts[i] : ends[i]`: float32 `(len(starts), width)`; zeros after no event.
+    """Embed histories: the query after events `starts[i] : ends[i]` of each.
 
-    A model that reads times takes them from `timestamp`; the request is at the time of event `ends[i]`.
+    Args:
+        model: `TwoTower`.
+        item_index: int32 array, shape `(events,)`.
+        starts, ends: int64 arrays, shape `(histories,)`.
+        timestamp: int64 array, shape `(events,)`, for a model that reads times; the request is at the time of event
+            `ends[i]`. Default: no times.
+        batch_positions: int, about how many positions a batch has. Default: 4,096.
+    Returns:
+        Float32 array, shape `(histories, width)`; zeros for an empty history.
     """
+    tower = model.sequence_tower
     batches = PackedBatches(
         item_index,
         starts,
         ends,
-        max_length=model.sequence_tower.max_length,
+        max_length=tower.max_length,
         batch_positions=batch_positions,
         has_targets=False,
-        timestamp=timestamp if model.sequence_tower.reads_times else None,
+        timestamp=timestamp if tower.reads_times else None,
+        is_packed=tower.supports_packing,
     )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
     for members, newest, inputs, _ in batches.with_members():
-        queries[members] = model.predict_on_batch(inputs).reshape(-1, queries.shape[1])[newest]
+        found = np.asarray(model.predict_on_batch(inputs)).reshape(-1, queries.shape[1])
+        # a packed row has a query at each position, a row of one history has one
+        queries[members] = found[newest] if batches.is_packed else found[: len(members)]
     return queries
 
 
 def embed_histories(model: TwoTower, split: LeaveLastOut, part: str, users: int | None = None) -> np.ndarray:
-    """The queries of all evaluated users, or of the first `users`: float32 `(num users, width)`."""
+    """Embed the histories of all evaluated users, or of the first `users`: float32 array, shape `(users, width)`."""
     starts, ends = (array[:users] for array in split.histories(part))
     return embed(model, split.data.item_index, starts, ends, split.data.timestamp)
 
@@ -121,18 +133,18 @@ def recommend(
 
 
 def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:
-    """Dot products of the users' queries with the catalogue."""
+    """A scorer of dot products: the users' queries with the catalogue."""
     queries, items = embed_histories(model, split, part), np.asarray(model.item_tower.catalogue()).T
     return lambda rows: queries[rows] @ items
 
 
 def evaluate_model(model: TwoTower, split: LeaveLastOut, part: str) -> dict[str, float]:
-    """`hr@k`, `ndcg@k` and `mrr` of a model on `"validation"` or `"test"`."""
+    """Rank the targets of `part` by a model: `hr@k`, `ndcg@k` and `mrr` by name."""
     return rank_targets(model_scorer(model, split, part), split, part)
 
 
 def evaluate_baselines(split: LeaveLastOut, part: str) -> dict[str, dict[str, float]]:
-    """The same of popularity, the bigram table and item-KNN, learned from the training part."""
+    """Rank the targets of `part` by popularity, the bigram table and item-KNN, which learn from the training part."""
     item_index, offsets = split.train_part()
     popularity = Popularity(item_index, split.data.num_items)
     bigram = Bigram(item_index, offsets, popularity)
@@ -152,12 +164,16 @@ def evaluate_baselines(split: LeaveLastOut, part: str) -> dict[str, dict[str, fl
 
 
 def evaluate(data: PreparedData, part: str = "test", model: TwoTower | None = None) -> dict:
-    """Everything that `tfrec evaluate` reports.
+    """Rank the held-out targets by a model and by the baselines; the figures of `tfrec evaluate`.
+
+    >>> data = PreparedData.from_histories([["a", "b", "c"], ["b", "c", "a"]])
+    >>> evaluate(data)["num_users"]
+    2
 
     Args:
-        data: prepared data; its leave-last-out split is evaluated.
-        part: `"test"` or `"validation"`.
-        model: a trained model, or None for the baselines alone.
+        data: `PreparedData`, whose leave-last-out split is evaluated.
+        part: `"test"` or `"validation"`. Default: `"test"`.
+        model: `TwoTower`, trained. Default: the baselines alone.
     Returns:
         `{"model": metrics, "popularity": metrics, "bigram": metrics, "num_users": int, ...}`, where metrics are
         `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`.

@@ -1,4 +1,4 @@
-"""What happens after each epoch."""
+"""Work between epochs: validation, the checkpoint, and the end of a training that diverged or ran out of patience."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -17,25 +18,74 @@ from tfrec.evaluation.ranking import evaluate_model
 from tfrec.exceptions import DivergedError
 from tfrec.files import write_whole
 from tfrec.training.config import Config
-from tfrec.training.run import WEIGHTS
+from tfrec.training.run import CHECKPOINT, HISTORY, WEIGHTS
 
-CHECKPOINT, HISTORY = "checkpoint.npz", "history.csv"
 MONITOR = "val_ndcg@10"
-SHOWN = (MONITOR, "val_hr@10")
+
+
+class Validation(keras.callbacks.Callback):
+    """Ranks every user's validation target among the whole catalogue and adds the metrics to the logs of an epoch.
+
+    Put it before callbacks that read the metrics, such as `EarlyStopping(monitor="val_ndcg@10", mode="max")`. An epoch that is not
+    validated repeats the latest figures, so that those callbacks find them after every epoch.
+
+    >>> import tfrec
+    >>> data = tfrec.PreparedData.from_histories([["a", "b", "c", "a", "b"]] * 8)
+    >>> split = tfrec.LeaveLastOut(data)
+    >>> model = tfrec.TwoTower(tfrec.ItemTower(data.num_items, 8), tfrec.SequenceTower(max_length=4, num_heads=1))
+    >>> model.compile("adam", tfrec.FullSoftmax())
+    >>> batches = tfrec.PackedBatches.for_training(split, max_length=4, batch_positions=64, seed=0)
+    >>> history = model.fit(batches.dataset(), epochs=2, verbose=0, callbacks=[tfrec.Validation(split)])
+    >>> sorted(history.history)
+    ['loss', 'val_hr@10', 'val_ndcg@10']
+
+    Args:
+        split: `LeaveLastOut`, the data whose validation targets are ranked.
+        every: int, epochs from one validation to the next; the first and the last epoch are always validated. Default: 1.
+        names: the metrics that go to the logs, and so to the progress bar: any of `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`.
+            Default: `hr@10` and `ndcg@10`.
+    Attributes:
+        metrics: dict, all metrics of the latest validation; `{}` before the first.
+        seconds: float, how long that took; 0 after an epoch that was not validated.
+    """
+
+    def __init__(self, split: LeaveLastOut, every: int = 1, names: Sequence[str] = ("hr@10", "ndcg@10")) -> None:
+        super().__init__()
+        if not len(split.users):
+            raise ValueError("The data has no user with 3 events: there is no target to validate on.")
+        self.split, self.every, self.names = split, every, tuple(names)
+        self.metrics: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def on_epoch_end(self, epoch, logs=None):
+        begin = time.perf_counter()
+        is_due = epoch in (0, self.params["epochs"] - 1) or (epoch + 1) % self.every == 0
+        if is_due:
+            self.metrics = evaluate_model(self.model, self.split, "validation")
+        self.seconds = time.perf_counter() - begin if is_due else 0.0
+        if logs is not None:
+            logs |= {f"val_{name}": self.metrics[name] for name in self.names if name in self.metrics}
 
 
 class Progress(keras.callbacks.Callback):
-    """After each epoch: validate if it is time, keep the best weights, write the checkpoint; stop when patience ends."""
+    """After each epoch: keep the best weights, write the checkpoint and the history; stop when patience ends.
 
-    def __init__(self, folder: Path, split: LeaveLastOut, batches: PackedBatches, config: Config) -> None:
+    Args:
+        folder: the run folder.
+        batches: `PackedBatches` that the model is fitted on.
+        config: resolved `Config`.
+        validation: the callback that validates, which comes before this one; None where nothing is validated.
+    """
+
+    def __init__(self, folder: Path, batches: PackedBatches, config: Config, validation: Validation | None) -> None:
         super().__init__()
-        self.folder, self.split, self.batches, self.config = folder, split, batches, config
+        self.folder, self.batches, self.config, self.validation = folder, batches, config, validation
         self.history: list[dict[str, float]] = []
 
     @property
     def best(self) -> dict[str, float]:
         """The history row of the best epoch; of the last, where nothing is validated."""
-        if self.config.final_epochs:
+        if self.validation is None:
             return self.history[-1]
         return max((row for row in self.history if MONITOR in row), key=lambda row: row[MONITOR])
 
@@ -47,11 +97,13 @@ class Progress(keras.callbacks.Callback):
         return len(self.history) - self.best["epoch"] >= self.config.patience
 
     def _state(self) -> list:
-        """Every variable that the next epoch depends on: weights, random generators (also of the loss), optimizer."""
-        generator = getattr(self.model.loss, "seed_generator", None)
+        """Every variable that the next epoch depends on: weights, random generators (of the loss too), optimizer."""
+        loss = self.model.loss
+        of_loss = list(getattr(loss, "variables", []))
+        own = {id(v) for v in of_loss}
         lazy = self.model.table_trainer.optimizer.variables if self.model.table_trainer else []
-        optimizer = self.model.optimizer.variables
-        return [*self.model.variables, *optimizer, *lazy, *([generator.state] if generator else [])]
+        model = [v for v in self.model.variables if id(v) not in own]
+        return [*model, *self.model.optimizer.variables, *lazy, *of_loss]
 
     def restore(self) -> None:
         """Load the checkpoint into the model."""
@@ -66,28 +118,25 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
-            epoch = len(self.history)
             kept = (
                 f"The run keeps the weights of epoch {self.best['epoch']}."
                 if self.history
                 else "No epoch was finished."
             )
             raise DivergedError(
-                f"The loss became {float(logs['loss'])} in epoch {epoch + 1}, step {batch + 1}. Lower "
+                f"The loss became {float(logs['loss'])} in epoch {len(self.history) + 1}, step {batch + 1}. Lower "
                 f"learning_rate (--set learning_rate=...), or train without --mixed-precision. {kept}"
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        trained, epoch = time.perf_counter(), epoch + 1
-        seconds = trained - self._begin
-        row = {"epoch": epoch, **logs, "seconds": seconds, "positions_per_second": self.batches.num_positions / seconds}
-        is_validated = epoch in (1, self.config.epochs) or epoch % self.config.validate_every == 0
-        if is_validated and not self.config.final_epochs:
-            metrics = evaluate_model(self.model, self.split, "validation")
-            row |= {f"val_{name}": value for name, value in metrics.items()}
-            row["val_seconds"] = time.perf_counter() - trained
-            logs |= {name: row[name] for name in SHOWN}  # to the progress bar and TensorBoard
-        self.history.append({name: float(value) for name, value in row.items()} | {"epoch": epoch})
+        val_seconds = self.validation.seconds if self.validation else 0.0
+        seconds = time.perf_counter() - self._begin - val_seconds
+        logs = {name: value for name, value in (logs or {}).items() if not name.startswith("val_")}
+        row = {**logs, "seconds": seconds, "positions_per_second": self.batches.num_positions / seconds}
+        if self.validation and val_seconds:
+            row |= {f"val_{name}": value for name, value in self.validation.metrics.items()}
+            row["val_seconds"] = val_seconds
+        self.history.append({"epoch": epoch + 1} | {name: float(value) for name, value in row.items()})
         if self.best is self.history[-1]:
             write_whole(self.folder / WEIGHTS, self.model.save_weights)
         arrays = [v.numpy() for v in self._state()]
@@ -97,7 +146,8 @@ class Progress(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _write_history(self, path: Path) -> None:
+        columns = dict.fromkeys(name for row in self.history for name in row)
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.history[0]))  # the first epoch is validated: it has every column
+            writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(self.history)

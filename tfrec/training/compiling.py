@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfrec.data.batches import PackedBatches
-from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.models.cooccurrence import cooccurrence_vectors
@@ -17,16 +17,24 @@ from tfrec.models.losses import GBCE, FullSoftmax, SampledSoftmax
 from tfrec.models.sequence_tower import SequenceTower
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.config import Config
-from tfrec.training.resolve import suited
 
 
 def build_model(config: Config, num_items: int) -> TwoTower:
-    """The model that a `suited` config describes, built, with fresh weights."""
+    """Build the model that a resolved config describes, with fresh weights.
+
+    >>> build_model(Config(width=8, num_blocks=1, num_heads=1, dropout_rate=0.0), num_items=5).item_tower.width
+    8
+
+    Raises:
+        ValueError: the config leaves the size or the dropout of the model open.
+    """
     policy = keras.dtype_policies.DTypePolicy(
         "float32" if config.precision == "float32" else f"mixed_{config.precision}"
     )
     if config.width is None or config.num_blocks is None or config.num_heads is None or config.dropout_rate is None:
-        raise ValueError("The config leaves the model's size or dropout open: decide them with `suited(config, data)`.")
+        raise ValueError(
+            "The config leaves the model's size or dropout open: fill it in with `resolve(config, LeaveLastOut(data))`."
+        )
     own: dict[str, Any] = {"normalize": config.similarity == "cosine", "dtype": policy}
     items = ItemTower(
         num_items, config.width, config.mlp_dims, init_stddev=config.init_stddev, name="item_tower", **own
@@ -52,89 +60,139 @@ def build_model(config: Config, num_items: int) -> TwoTower:
     return model
 
 
-def compile_model(config: Config, data: PreparedData) -> tuple[TwoTower, PackedBatches]:
-    """The model that a config describes, compiled, and the batches it is to be fitted on: all of `train` but the fitting.
-
-    What the config leaves open is decided by `suited`.
+def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> PackedBatches:
+    """The batches that a model is fitted on, in the form that its sequence tower reads.
 
     Raises:
-        ValueError: the data has no pair of events to learn from, or no user to validate on.
+        ValueError: the data has no times and the model reads them, or no pair of events to learn from.
     """
-    split = LeaveLastOut(data, 0 if config.final_epochs else 2)
-    if not len(split.users):
-        raise ValueError(
-            f"`{config.data}` has no user with 3 events: none to validate on. A sequential model needs histories."
-        )
-    config = suited(config, data)
-    assert config.epochs is not None
+    tower = model.sequence_tower
+    if tower.reads_times and not split.data.timestamp.any():
+        raise ValueError("The model reads times (`time_bias`, `calendar`), and the data has none.")
     assert config.batch_positions is not None
-    if config.reads_times and not data.timestamp.any():
-        raise ValueError(f"`time_bias` and `calendar` need times, and `{config.data}` has none.")
-    keras.utils.set_random_seed(config.seed)
-    model = build_model(config, data.num_items)
-    if config.item_init == "cooccurrence":
-        _start_from_counts(model.item_tower, split)
     batches = PackedBatches.for_training(
         split,
-        max_length=config.max_length,
+        max_length=tower.max_length,
         batch_positions=config.batch_positions,
         seed=config.seed,
         windows=config.windows,
         crop_rate=config.crop_rate,
         reorder_rate=config.reorder_rate,
-        has_times=config.reads_times,
+        has_times=tower.reads_times,
+        is_packed=tower.supports_packing,
     )
-    steps = len(batches)
-    if not steps:
-        raise ValueError(f"`{config.data}` has no user with 4 events: no pair of items is left to learn from.")
+    if not len(batches):
+        raise ValueError("The data has no user with 4 events: no pair of items is left to learn from.")
+    return batches
+
+
+def build_loss(config: Config, split: LeaveLastOut) -> Callable:
+    """The loss that a resolved config names."""
+    assert config.temperature is not None
+    assert config.seen_weight is not None
+    name, temperature, seen_weight = config.loss, config.temperature, config.seen_weight
+    if name == "full_softmax":
+        return FullSoftmax(temperature, config.label_smoothing, seen_weight)
+    if name == "sampled_softmax":
+        return SampledSoftmax(config.num_negatives, temperature, config.seed, seen_weight)
+    if name == "gbce":
+        return GBCE(config.num_negatives, config.calibration, temperature, config.seed, seen_weight)
+    from tfrec.models.tfrs_task import TfrsRetrieval
+
+    counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
+    return TfrsRetrieval(counts, config.num_negatives, temperature, config.seed, seen_weight)
+
+
+def build_schedule(config: Config, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate: a linear rise in `warmup_epochs`, then a cosine to `final_rate`, over epochs of `steps` each."""
+    assert config.epochs is not None
     warmup = min(config.warmup_epochs, config.epochs - 1)
-    rate = keras.optimizers.schedules.CosineDecay(
+    return keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else config.learning_rate,
         steps * (config.epochs - warmup),
         alpha=config.final_rate,
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=steps * warmup,
     )
-    loss = _build_loss(config, split)
+
+
+def compile_model(
+    config: Config,
+    split: LeaveLastOut,
+    *,
+    model: TwoTower | None = None,
+    loss: Callable | None = None,
+    has_schedule: bool = True,
+) -> tuple[TwoTower, PackedBatches]:
+    """Build and compile a model and make its batches: the whole of `train` but the fitting.
+
+    >>> from tfrec.data.prepared import PreparedData
+    >>> split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c", "a", "b"]] * 8))
+    >>> config = resolve(Config(width=8, max_length=4), split)
+    >>> model, batches = compile_model(config, split)
+    >>> losses = model.fit(batches.dataset(), epochs=2, verbose=0).history["loss"]
+
+    Args:
+        config: `Config` without open fields, as `resolve` returns it.
+        split: `LeaveLastOut`, the data to train on.
+        model: `TwoTower`, used in place of the one that the config describes. One that is compiled keeps its loss and its
+            optimizer. Default: built from the config.
+        loss: used in place of the one that the config names; see `TwoTower.compile`. Default: built from the config.
+        has_schedule: bool, whether the learning rate follows the config's schedule; otherwise it is constant and a callback may
+            set it. Default: True.
+    Returns:
+        `(model, batches)`: a compiled `TwoTower` and `PackedBatches`.
+    Raises:
+        ValueError: the config has open fields; model, loss and data do not fit together; or the data has no pair of events to
+            learn from.
+    """
+    keras.utils.set_random_seed(config.seed)
+    if model is None:
+        model = build_model(config, split.data.num_items)
+        if config.item_init == "cooccurrence":
+            _start_from_counts(model.item_tower, split)
+    elif model.item_tower.num_items != split.data.num_items:
+        raise ValueError(
+            f"The model's item tower has {model.item_tower.num_items} items and the data {split.data.num_items}: make it with "
+            f"`num_items=data.num_items`."
+        )
+    model.build()
+    batches = build_batches(config, split, model)
+    if model.compiled:
+        if loss is not None:
+            raise ValueError("The model is compiled already, with a loss of its own: leave out `loss`.")
+        return model, batches
+    rate = build_schedule(config, len(batches)) if has_schedule else config.learning_rate
     optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm)
     if config.precision == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    loss = build_loss(config, split) if loss is None else loss
     if config.lazy_table:
-        if isinstance(loss, FullSoftmax):
-            raise ValueError("`lazy_table` needs a sampled loss: the full softmax touches every row of the item table.")
-        if config.precision == "float16":
-            raise ValueError("`lazy_table` has no loss scaling, which float16 needs. Use --set precision=bfloat16.")
+        if not (isinstance(model.item_tower, ItemTower) and hasattr(loss, "draw")):
+            raise ValueError(
+                "`lazy_table` needs the item table of `ItemTower` and a loss that draws negatives: set it to False."
+            )
         from tfrec.models.lazy_table import LazyAdamW, LazyTableTrainer
 
-        model.compile(optimizer, loss, jit_compile=False)  # the trainer compiles the part that XLA can
-        of_table = LazyAdamW(model.item_tower.table, rate, config.weight_decay)
+        # the trainer compiles the part that XLA can
+        model.compile(optimizer, loss, jit_compile=False, steps_per_execution=config.steps_per_execution)
+        of_table = LazyAdamW(
+            model.item_tower.table,
+            rate if has_schedule else lambda step: model.optimizer.learning_rate,
+            config.weight_decay,
+        )
         model.table_trainer = LazyTableTrainer(model, of_table, config.jit_compile)
         optimizer.build(model.table_trainer.dense)
     else:
-        model.compile(optimizer, loss, jit_compile=config.jit_compile)
+        model.compile(optimizer, loss, jit_compile=config.jit_compile, steps_per_execution=config.steps_per_execution)
         optimizer.build(model.trainable_variables)
     return model, batches
 
 
 def _start_from_counts(tower: ItemTower, split: LeaveLastOut) -> None:
-    """Turn the rows of the item table to where `cooccurrence_vectors` point; those of items without neighbours stay."""
+    """Turn the rows of the item table to the directions of `cooccurrence_vectors`; rows of items without neighbours stay."""
     table = tower.table.numpy()
     vectors = cooccurrence_vectors(*split.train_part(), tower.num_items, tower.width)
     known = vectors.any(axis=1)
     table[FIRST_ITEM_INDEX:][known] = vectors[known] * (tower.init_stddev * tower.width**0.5)
     tower.table.assign(table)
-
-
-def _build_loss(config: Config, split: LeaveLastOut):
-    name, seen_weight = config.loss, config.seen_weight
-    assert seen_weight is not None
-    if name == "full_softmax":
-        return FullSoftmax(config.temperature, config.label_smoothing, seen_weight)
-    if name == "sampled_softmax":
-        return SampledSoftmax(config.num_negatives, config.temperature, config.seed, seen_weight)
-    if name == "gbce":
-        return GBCE(config.num_negatives, config.calibration, config.temperature, config.seed, seen_weight)
-    from tfrec.models.tfrs_task import TfrsRetrieval
-
-    counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
-    return TfrsRetrieval(counts, config.num_negatives, config.temperature, config.seed, seen_weight)

@@ -1,73 +1,124 @@
-"""What decides a run."""
+"""The settings that decide a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LOSSES = ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval")
+from tfrec.layers.recurrent import CELLS
+from tfrec.models.sequence_tower import BLOCKS, POSITIONS
 
-SIMILARITIES = ("dot", "cosine")
-INITS = ("normal", "cooccurrence")
-PRECISIONS = ("float32", "bfloat16", "float16")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "block": BLOCKS,
+    "item_init": ("normal", "cooccurrence"),
+    "loss": ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval"),
+    "positions": POSITIONS,
+    "precision": ("float32", "bfloat16", "float16"),
+    "similarity": ("cosine", "dot"),
+}
+"""The values that a field of text may have; for `positions`, each of its members."""
+ABOVE_0 = {
+    "attention_window", "batch_positions", "clip_norm", "epochs", "final_epochs", "hidden_dim", "learning_rate", "max_length",
+    "mlp_dims", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution", "temperature", "validate_every", "width",
+}  # fmt: skip
+FROM_0 = {"init_stddev", "num_blocks", "seed", "warmup_epochs", "weight_decay"}
+FROM_0_BELOW_1 = {"attention_dropout_rate", "dropout_rate", "label_smoothing", "mask_rate"}
+FROM_0_TO_1 = {"calibration", "crop_rate", "final_rate", "reorder_rate", "seen_weight"}
+KINDS: dict[str, tuple[type, ...]] = {
+    "int": (numbers.Integral,),
+    "float": (numbers.Real,),
+    "str": (str,),
+    "bool": (bool,),
+    "tuple[int, ...]": (list, tuple),
+    "tuple[str, ...]": (list, tuple),
+}
+
+MODEL_FIELDS = (
+    "max_length", "width", "num_blocks", "num_heads", "hidden_dim", "dropout_rate", "block", "positions", "attention_window",
+    "time_bias", "calendar", "attention_dropout_rate", "mask_rate", "mlp_dims", "init_stddev", "item_init", "similarity",
+    "precision",
+)  # fmt: skip
+"""The fields that describe the two towers; a model that `train` is given takes their place."""
+LOSS_FIELDS = ("loss", "num_negatives", "temperature", "seen_weight", "label_smoothing", "calibration")
+"""The fields that describe the loss; a loss that `train` is given takes their place."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a run. Each field can be set with `tfrec train --set name=value`.
+    """The settings of a training. Fields left at `None` are filled in from the size of the data; see `resolve`.
 
-    Attributes:
-        data: the prepared folder.
-        max_length: how many of a history's newest items are read.
-        width: width of item vectors and of the sequence tower.
-        num_blocks, hidden_dim, block, positions: of `SequenceTower`.
-        num_heads: of `SequenceTower`; None: a head for each 32 of the width.
-        dropout_rate: of `SequenceTower`.
-        attention_window: of `SequenceTower`.
-        time_bias, calendar: of `SequenceTower`: read the times of events and of requests.
-        attention_dropout_rate, mask_rate: of `SequenceTower`.
-        mlp_dims: of `ItemTower`.
-        init_stddev: of `ItemTower`: what the item table starts from.
-        item_init: `normal`: that; or `cooccurrence`: as long, in the directions of `cooccurrence_vectors`. None: the second
-            up to 500,000 items and 10 million events.
-        similarity: of queries and candidates: `cosine`, or `dot`, which wants a `temperature` of 1.
-        loss: `full_softmax`, `sampled_softmax`, `gbce` or `tfrs_retrieval`; None: the first up to 15,000 items, the second up to
-            50,000, the last above.
-        num_negatives: uniform negatives of a batch, for every loss but `full_softmax`.
-        temperature: logits are divided by it.
-        seen_weight: what the odds of items that a history holds are multiplied by in the loss; 0 leaves them out, as rankings do.
-            None: 0 where events are many for each item, else 0.1.
-        label_smoothing: of `FullSoftmax`.
-        calibration: of `GBCE`.
-        epochs: at most. None: as many as make `steps`, 12 to 60.
-        steps: updates of the weights, from which `epochs` follow where they are left open. None: 11,500 of the small tower, 8,500
-            of the large one.
-        validate_every: epochs from one validation to the next; the first and the last are always validated.
-        patience: None, or epochs without a better validation NDCG@10 after which training stops. The last gains come as
-            the learning rate falls, and the weights of the best epoch are kept anyway.
-        learning_rate: the highest: it rises to it in `warmup_epochs`, then falls along a cosine to `final_rate` times that.
-        warmup_epochs, final_rate: of `learning_rate`; a `final_rate` of 1 keeps it constant.
-        weight_decay: of AdamW.
-        clip_norm: None, or the largest norm of the gradient (without that of a lazy table): longer ones are scaled down.
-        crop_rate, reorder_rate: of `PackedBatches.for_training`: augmentation.
-        windows: learn from all of a long history, in windows of `max_length`, not from its newest items alone.
-        batch_positions: positions in a batch.
-        final_epochs: None; or train on every event, the validation and test targets too, for so many epochs of the same
-            schedule: what `tfrec train --final RUN` sets.
-        seed: of everything that is drawn.
-        precision: what the towers compute in: `float32`, `bfloat16`, or `float16` (with loss scaling); weights and logits
-            stay in float32.
-        jit_compile: compile the training step with XLA.
-        lazy_table: update only the rows of the item table that a batch holds; not with `full_softmax`, which touches every
-            row. None: above 50,000 items, where the loss allows it.
+    Each field can also be set with `tfrec train --set name=value`.
 
-    What is None follows from the size of the data: `suited`.
+    >>> Config(width=64, loss="full_softmax").width
+    64
+    >>> Config(loss="full-softmax")
+    Traceback (most recent call last):
+    ValueError: `loss` must be one of full_softmax, sampled_softmax, gbce, tfrs_retrieval. Received: 'full-softmax'.
+
+    Args:
+        max_length: int, the newest items of a history that the model reads. Default: 200.
+        width: int, width of item vectors and of the sequence tower. Default: 64 for few events, 128 for many.
+        num_blocks: int, attention blocks; see `SequenceTower`. Default: 2 for few events, 3 for many.
+        num_heads: int, attention heads; must divide `width`. Default: one head for each 32 of `width`.
+        hidden_dim: int, width of the feed-forward layers. Default: four times `width`.
+        dropout_rate: float, dropout of the sequence tower. Default: 0.5 for few or sparse events, less for many.
+        block: str, kind of block; see `SequenceTower`. Default: `"gated"`.
+        positions: tuple of str, how the tower knows the order of items; see `SequenceTower`. Default: `("relative",)`.
+        attention_window: int, the newest positions that a position sees. Default: all.
+        time_bias: bool, attention reads the times of events and of requests. Default: False.
+        calendar: bool, the tower reads hour and weekday of a request. Default: False.
+        attention_dropout_rate: float, dropout of attention weights; `None` means `dropout_rate`. Default: 0.
+        mask_rate: float, share of a history's items that training hides. Default: 0.
+        mlp_dims: tuple of int, hidden widths of an MLP on the item table; see `ItemTower`. Default: no MLP.
+        init_stddev: float, standard deviation of the item table's first values. Default: 0.02.
+        item_init: str, `"normal"` starts the item table at random; `"cooccurrence"` keeps the norms and takes the directions from
+            `cooccurrence_vectors`. Default: co-occurrence up to 500,000 items and 10 million events.
+        similarity: str, score of a query and a candidate: `"cosine"` or `"dot"`. Default: `"cosine"`.
+        loss: str, `"full_softmax"`, `"sampled_softmax"`, `"gbce"` or `"tfrs_retrieval"`. Default: by the size of the catalogue:
+            the first up to 15,000 items, the second up to 50,000, the last above.
+        num_negatives: int, uniform negatives of a batch; `full_softmax` has none. Default: 1,024.
+        temperature: float, logits are divided by it. Default: 0.05 for cosines, 1 for dot products.
+        seen_weight: float in [0, 1], the loss multiplies the odds of items in the history by it; 0 leaves them out, as a ranking
+            does. Default: 0 where items have many events, else 0.1.
+        label_smoothing: float, see `FullSoftmax`. Default: 0.
+        calibration: float, see `GBCE`. Default: 0.75.
+        epochs: int, number of passes over the data. Default: as many as make `steps`, from 12 to 60.
+        steps: int, updates of the weights; decides `epochs` where that is `None`. Default: 11,500 of a small tower, 8,500 of a
+            large one.
+        validate_every: int, epochs from one validation to the next; the first and the last epoch are always validated.
+            Default: 6.
+        patience: int, epochs without a better validation NDCG@10 after which training stops. Default: training never stops
+            early, because the last gains come as the learning rate falls; the weights of the best epoch are kept anyway.
+        learning_rate: float, highest learning rate: it rises linearly in `warmup_epochs`, then falls along a cosine to `final_rate`
+            times this value. Default: 0.002.
+        warmup_epochs: int, see `learning_rate`. Default: 1.
+        final_rate: float, see `learning_rate`; 1 keeps the rate constant. Default: 0.
+        weight_decay: float, weight decay of AdamW. Default: 0.05.
+        clip_norm: float, longest norm of the gradient (without that of a lazy table); longer ones are scaled down.
+            Default: no limit.
+        crop_rate: float, augmentation; see `PackedBatches`. Default: 0.
+        reorder_rate: float, augmentation; see `PackedBatches`. Default: 0.
+        windows: bool, learn from all of a long history, in windows of `max_length`; False reads its newest items alone.
+            Default: True.
+        batch_positions: int, positions in a batch. Default: about 500 batches an epoch, 512 to 4,096 positions.
+        final_epochs: int, train on every event, validation and test targets too, for this many epochs of the schedule;
+            `tfrec train --final RUN` sets it. Default: hold out two events of each user.
+        seed: int, seed of everything random. Default: 0.
+        precision: str, dtype in which the towers compute: `"float32"`, `"bfloat16"` or `"float16"` (with loss scaling). Weights and
+            logits stay in float32. Default: `"float32"`.
+        jit_compile: bool, compile the training step with XLA. Default: True.
+        steps_per_execution: int, training steps between two returns to Python; see `keras.Model.compile`. Default: 1.
+        lazy_table: bool, update only the rows of the item table that a batch holds; `full_softmax` touches every row and
+            refuses it. Default: above 50,000 items, where the loss allows it.
+    Raises:
+        ValueError: a value is of the wrong kind or out of its range, or two values exclude each other. The message names the
+            field, the rule and the value.
     """
 
-    data: str
     max_length: int = 200
     width: int | None = None
     num_blocks: int | None = None
@@ -87,7 +138,7 @@ class Config:
     similarity: str = "cosine"
     loss: str | None = None
     num_negatives: int = 1024
-    temperature: float = 0.05
+    temperature: float | None = None
     seen_weight: float | None = None
     label_smoothing: float = 0.0
     calibration: float = 0.75
@@ -108,64 +159,89 @@ class Config:
     seed: int = 0
     precision: str = "float32"
     jit_compile: bool = True
+    steps_per_execution: int = 1
     lazy_table: bool | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _check_kind(field, value)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            for one in value if isinstance(value, list | tuple) else (value,):
+                _check_value(field.name, one)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise for values that exclude each other."""
+        if self.width and self.num_heads and self.width % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `width`. Received: num_heads={self.num_heads}, width={self.width}."
+            )
+        if self.lazy_table and self.loss == "full_softmax":
+            raise ValueError("`lazy_table` needs a sampled loss: the full softmax touches every row of the item table.")
+        if self.lazy_table and self.precision == "float16":
+            raise ValueError("`lazy_table` has no loss scaling, which float16 needs. Use --set precision=bfloat16.")
+        if self.attention_window and self.time_bias:
+            raise ValueError("`time_bias` needs every pair of positions; leave out `attention_window`.")
+        if self.block in CELLS and (self.attention_window or "rotary" in self.positions):
+            raise ValueError(
+                f"`block={self.block}` has neither an `attention_window` nor rotary positions; leave them out."
+            )
+        if self.epochs and self.final_epochs and self.final_epochs > self.epochs:
+            raise ValueError(f"`final_epochs` is at most `epochs`. Received: {self.final_epochs} and {self.epochs}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """A config from plain values; an unknown name, or a value of the wrong kind, raises `ValueError`."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for name, value in values.items():
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=1)
-                hint = f" Did you mean `{near[0]}`?" if near else f" There are: {', '.join(fields)}."
-                raise ValueError(f"The config has no field `{name}`.{hint}")
-            kinds = {
-                "int": int,
-                "float": (int, float),
-                "str": str,
-                "bool": bool,
-                "tuple[int, ...]": (list, tuple),
-                "tuple[str, ...]": (list, tuple),
-            }
-            kind, _, none = str(fields[name].type).partition(" | ")
-            fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
-            if not (fits or (none and value is None)):
-                raise ValueError(f"`{name}` must be {kind}. Received: {value!r}.")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        config = cls(**plain)
-        for name, known in (
-            ("loss", LOSSES),
-            ("similarity", SIMILARITIES),
-            ("precision", PRECISIONS),
-            ("item_init", INITS),
-        ):
-            if getattr(config, name) not in (*known, fields[name].default):
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {getattr(config, name)!r}.")
-        for name in (
-            "max_length",
-            "width",
-            "num_heads",
-            "epochs",
-            "steps",
-            "validate_every",
-            "patience",
-            "temperature",
-            "learning_rate",
-        ):
-            if getattr(config, name) is not None and getattr(config, name) <= 0:
-                raise ValueError(f"`{name}` must be above 0. Received: {getattr(config, name)}.")
-        if not 0 <= (config.seen_weight or 0) <= 1:
-            raise ValueError(f"`seen_weight` must be in [0, 1]. Received: {config.seen_weight}.")
-        if config.width and config.num_heads and config.width % config.num_heads:
-            raise ValueError(
-                f"`num_heads` must divide `width`. Received: num_heads={config.num_heads}, width={config.width}."
-            )
-        return config
+        """A config from plain values, such as those of a JSON file.
 
-    @property
-    def reads_times(self) -> bool:
-        """Whether the model needs `timestamps` and `request_time`."""
-        return self.time_bias or self.calendar
+        >>> Config.from_dict({"width": 64}).width
+        64
+
+        Raises:
+            ValueError: a name is unknown (the message offers the nearest), or as for `Config`.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f" Did you mean `{near[0]}`?" if near else f" There are: {', '.join(names)}."
+                raise ValueError(f"The config has no field `{name}`.{hint}")
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, by name."""
         return dataclasses.asdict(self)
+
+    def require_defaults(self, names: tuple[str, ...], given: str) -> None:
+        """Raise where a field is set although `given`, an argument of `train`, takes its place."""
+        for field in dataclasses.fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise ValueError(f"`{field.name}` describes the {given}, which is given: leave it out of the config.")
+
+
+def _check_kind(field: dataclasses.Field, value: Any) -> None:
+    """Raise unless a value has the type that its field is annotated with."""
+    kind, _, none = str(field.type).partition(" | ")
+    fits = isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if kind.startswith("tuple") and fits:
+        member = kind.removeprefix("tuple[").partition(",")[0]
+        fits = all(isinstance(one, KINDS[member]) and not isinstance(one, bool) for one in value)
+    if not (fits or (none and value is None)):
+        raise ValueError(f"`{field.name}` must be {kind}. Received: {value!r}.")
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raise unless a value, or the member of a tuple, is one of the choices or in the range of its field."""
+    if value is None:
+        return
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"`{name}` must be one of {', '.join(CHOICES[name])}. Received: {value!r}.")
+    for names, fits, rule in (
+        (ABOVE_0, lambda v: v > 0, "above 0"),
+        (FROM_0, lambda v: v >= 0, "0 or more"),
+        (FROM_0_BELOW_1, lambda v: 0 <= v < 1, "in [0, 1)"),
+        (FROM_0_TO_1, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ):
+        if name in names and not (fits(value) and value < float("inf")):
+            raise ValueError(f"`{name}` must be {rule}. Received: {value}.")

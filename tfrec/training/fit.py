@@ -1,14 +1,4 @@
-"""From a config to a run folder, and back to a model.
-
-config.json        everything needed to rebuild
-model.weights.h5   the weights of the epoch with the best validation NDCG@10
-vocabulary.json    item ids in index order
-items.parquet      what is known of each item
-history.csv        a row for each epoch
-metrics.json       the best epoch and its validation metrics
-logs/              for TensorBoard
-checkpoint.npz     everything that `--resume` needs, after the last finished epoch
-"""
+"""Training: from a config and prepared data to a run."""
 
 from __future__ import annotations
 
@@ -17,80 +7,108 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from tfrec.data.prepared import ITEMS, PreparedData
+from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.files import write_whole
-from tfrec.training.callbacks import CHECKPOINT, Progress
+from tfrec.models.two_tower import TwoTower
+from tfrec.training.callbacks import Progress, Validation
 from tfrec.training.compiling import compile_model
-from tfrec.training.config import Config
-from tfrec.training.resolve import suited
-from tfrec.training.run import CONFIG, METRICS, Run
+from tfrec.training.config import LOSS_FIELDS, MODEL_FIELDS, Config
+from tfrec.training.resolve import resolve
+from tfrec.training.run import CHECKPOINT, CONFIG, METRICS, Run, read_settings, write_run
 
-
-def final_config(run: Run) -> Config:
-    """The config that refits a run: on every event, for as many epochs as its validation chose."""
-    return dataclasses.replace(run.config, final_epochs=run.metrics["best_epoch"])
+RATE_SETTERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+"""Callbacks that set the learning rate, which Keras refuses beside a schedule."""
 
 
 def train(
-    config: Config,
-    out: str | os.PathLike,
+    config: Config | None = None,
+    data: PreparedData | str | os.PathLike | None = None,
+    out: str | os.PathLike | None = None,
     *,
+    model: TwoTower | None = None,
+    loss: Callable | None = None,
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Run:
     """Train a model and write its run folder.
 
-    The weights kept are those of the epoch with the best validation NDCG@10. Ctrl-C ends training and leaves a usable run.
+    The run keeps the weights of the epoch with the best validation NDCG@10. Ctrl-C ends training and leaves a usable run.
+
+    >>> import tfrec
+    >>> data = tfrec.PreparedData.from_histories([["a", "b", "c", "d", "a"]] * 8)
+    >>> run = tfrec.train(tfrec.Config(width=8, max_length=4, epochs=2), data)  # doctest: +SKIP
+    >>> run.history["loss"]  # doctest: +SKIP
+    [1.2, 1.1]
 
     Args:
-        config: how.
-        out: the run folder.
-        resume: go on after the last finished epoch of `out`, with its config; the result is that of a run that was never
-            interrupted.
-        overwrite: replace `out` where it exists.
-        callbacks: further Keras callbacks.
+        config: `Config`. Default: `Config()`, or with `resume` that of the run.
+        data: `PreparedData` or the path of a prepared folder. Default: with `resume`, where the data lay.
+        out: the run folder. Default: a new temporary folder.
+        model: `TwoTower` of your own towers, built on `data.num_items` items; it takes the place of the config's fields for the
+            model. One that is compiled keeps its loss and its optimizer. Default: built from the config.
+        loss: a loss of your own; see `TwoTower.compile`. Default: the one that the config names.
+        resume: bool, go on after the last finished epoch of `out`, with its config. The result is that of a run that was
+            never interrupted. A model or a loss of your own must be given again. Default: False.
+        overwrite: bool, replace `out` where it exists. Default: False.
+        callbacks: Keras callbacks. They come after the validation, so they find `val_ndcg@10` and `val_hr@10` in the logs. A
+            `LearningRateScheduler` or `ReduceLROnPlateau` takes the place of the config's schedule. Default: none.
+    Returns:
+        `Run`, whose `history` has a value for each epoch.
     Raises:
         DivergedError: the loss became NaN or infinite.
-        ValueError: the data has no pair of events to learn from, or no user to validate on; or there is nothing to resume.
+        DataMismatchError: with `resume`, the data is not what the run was trained on.
+        ValueError: the data has no pair of events to learn from, or no user to validate on; the config, the model and the
+            data do not fit together; or there is nothing to resume.
         FileExistsError: `out` exists.
     """
-    out = Path(out)
-    if resume:
-        if not (out / CONFIG).is_file():
-            raise ValueError(f"There is nothing to resume in `{out}`: it has no {CONFIG}. Leave out --resume.")
-        config = Config.from_dict(json.loads((out / CONFIG).read_text(encoding="utf-8")))
-    elif out.exists() and any(out.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"`{out}` exists. Pass --resume to go on, --overwrite to replace it, or choose another folder."
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"`train` needs Keras on TensorFlow. KERAS_BACKEND is {keras.backend.backend()!r}: set it to `tensorflow`, or fit a "
+            f"`TwoTower` with `model.fit`."
         )
-    elif out.exists() and any(out.iterdir()) and not (out / CONFIG).is_file():
-        raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
-    data = PreparedData.open(config.data)
-    config = suited(config, data)
-    if (config.final_epochs or 0) > (config.epochs or 0):
-        raise ValueError(f"`final_epochs` is at most `epochs`. Received: {config.final_epochs} and {config.epochs}.")
-    model, batches = compile_model(config, data)
+    out = Path(tempfile.mkdtemp(prefix="tfrec-run-") if out is None else out)
+    own = [name for name, given in (("model", model), ("loss", loss)) if given is not None]
+    if resume:
+        settings = read_settings(out)
+        if settings.own != own:
+            raise ValueError(
+                f"`{out}` was trained with {' and '.join(settings.own) or 'nothing'} of your own, and --resume was given "
+                f"{' and '.join(own) or 'nothing'}: give the same to `train(resume=True)`."
+            )
+        data, config = settings.open_data(data), settings.config
+    else:
+        _check_free(out, overwrite)
+        if data is None:
+            raise ValueError("`train` needs `data`: prepared data or the path of a prepared folder.")
+        data = data if isinstance(data, PreparedData) else PreparedData.open(data)
+        config = config or Config()
+    assert config is not None
+    split = LeaveLastOut(data, 0 if config.final_epochs else 2)
+    if not len(split.users):
+        raise ValueError("The data has no user with 3 events: none to validate on. A sequential model needs histories.")
+    config = config if resume else _fill_in(config, split, model, loss)
+    has_schedule = not any(isinstance(callback, RATE_SETTERS) for callback in callbacks)
+    model, batches = compile_model(config, split, model=model, loss=loss, has_schedule=has_schedule)
 
-    progress = Progress(out, LeaveLastOut(data), batches, config)
+    validation = None if config.final_epochs else Validation(split, config.validate_every)
+    progress = Progress(out, batches, config, validation)
     progress.set_model(model)
     if resume:
         if (out / CHECKPOINT).is_file():
             progress.restore()
     else:
         shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
-        (out / CONFIG).write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
-        data.vocabulary.save(out)
-        shutil.copy(data.folder / ITEMS, out / ITEMS)  # type: ignore[operator]
+        write_run(out, model, data, config, own)
+    ours = [validation] if validation else []
     try:
         if not progress.is_out_of_patience:
             model.fit(
@@ -99,7 +117,7 @@ def train(
                 initial_epoch=len(progress.history),
                 shuffle=False,
                 verbose=1 if sys.stdout.isatty() else 2,
-                callbacks=[progress, keras.callbacks.TensorBoard(out / "logs", write_graph=False), *callbacks],
+                callbacks=[*ours, *callbacks, progress, keras.callbacks.TensorBoard(out / "logs", write_graph=False)],
             )
     except KeyboardInterrupt:
         if not progress.history:
@@ -111,7 +129,7 @@ def train(
         "epochs": len(progress.history),
         "seconds": sum(row["seconds"] + row.get("val_seconds", 0) for row in progress.history),
     }
-    if not config.final_epochs:
+    if validation:
         metrics["validation"] = {
             name.removeprefix("val_"): value
             for name, value in best.items()
@@ -119,3 +137,44 @@ def train(
         }
     write_whole(out / METRICS, lambda path: path.write_text(json.dumps(metrics, indent=2), encoding="utf-8"))
     return Run.open(out)
+
+
+def final_config(run: Run) -> Config:
+    """The config that refits a run on every event, for as many epochs as its validation chose.
+
+    Raises:
+        ValueError: the run was not trained by `train`.
+    """
+    if run.config is None:
+        raise ValueError(f"`{run.folder}` was fitted by hand: there is no config to train it again with.")
+    return dataclasses.replace(run.config, final_epochs=run.metrics["best_epoch"])
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Raise unless a run may be written to `out`."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"`{out}` is a file. Choose another folder.")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise FileExistsError(
+                f"`{out}` exists. Pass --resume to go on, --overwrite to replace it, or choose another folder."
+            )
+        if not (out / CONFIG).is_file():
+            raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
+
+
+def _fill_in(config: Config, split: LeaveLastOut, model: TwoTower | None, loss: Callable | None) -> Config:
+    """Resolve a config beside a model and a loss that may take the place of some of its fields."""
+    if loss is not None or (model is not None and model.compiled):
+        config.require_defaults(LOSS_FIELDS, "loss")
+    if model is None:
+        return resolve(config, split)
+    config.require_defaults(MODEL_FIELDS, "model")
+    similarity = "cosine" if model.item_tower.normalize else "dot"
+    config = dataclasses.replace(config, similarity=similarity, max_length=model.sequence_tower.max_length)
+    if loss is not None or not hasattr(model.item_tower, "table"):
+        config = dataclasses.replace(config, lazy_table=False) if config.lazy_table is None else config
+    open_fields = {
+        f.name: f.default for f in dataclasses.fields(config) if f.name in MODEL_FIELDS and f.default is None
+    }
+    return dataclasses.replace(resolve(config, split), **open_fields)

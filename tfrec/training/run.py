@@ -1,95 +1,383 @@
-"""A trained model with what it takes to use it."""
+"""The run: a trained model with everything that it takes to use it, in one folder.
+
+run.json           format, tfrec's version, where the data lay and its fingerprint, quantiles of the histories' lengths
+config.json        the settings, without open fields
+model.json         the two towers as Keras serialises them
+model.weights.h5   the weights of the epoch with the best validation NDCG@10
+vocabulary.json    item ids in index order
+items.parquet      columns of item properties
+sample.npz         the newest events of up to 1,000 users: what an index is tuned and an export is checked with
+history.csv        a row for each epoch
+metrics.json       the best epoch and its validation metrics
+checkpoint.npz     the state after the last finished epoch, for `--resume`
+logs/              for TensorBoard
+
+Format 2. Format 1 had no run.json, model.json and sample.npz, and the path of the data in config.json.
+"""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 
 from tfrec.data.prepared import ITEMS, PreparedData
+from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import Vocabulary
-from tfrec.evaluation.ranking import recommend
+from tfrec.exceptions import DataMismatchError
+from tfrec.files import write_whole
+from tfrec.formats import check_format
+from tfrec.index.answers import Answers
+from tfrec.index.filters import build_filter
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
+from tfrec.version import __version__
 
-CONFIG, WEIGHTS, METRICS = "config.json", "model.weights.h5", "metrics.json"
+FORMAT = 2
+ABOUT, CONFIG, MODEL, WEIGHTS, SAMPLE = "run.json", "config.json", "model.json", "model.weights.h5", "sample.npz"
+HISTORY, METRICS, CHECKPOINT = "history.csv", "metrics.json", "checkpoint.npz"
+SAMPLE_USERS = 1000
+
+
+class Recommendations(NamedTuple):
+    """The answer to one history, or a row for each of several.
+
+    Attributes:
+        item_ids: array of str, shape `(k,)` or `(histories, k)`, best first; `""` where no item is left.
+        scores: float32 array of the same shape; `-inf` where no item is left.
+    """
+
+    item_ids: np.ndarray
+    scores: np.ndarray
+
+    def to_arrow(self) -> pa.Table:
+        """A row for each recommendation: `history` (its number), `rank` from 1, `item_id`, `score`."""
+        ids, scores = np.atleast_2d(self.item_ids), np.atleast_2d(self.scores)
+        history, rank = np.nonzero(ids != "")
+        columns = (history, rank + 1, ids[history, rank], scores[history, rank])
+        return pa.table(dict(zip(("history", "rank", "item_id", "score"), columns, strict=True)))
+
+    def to_pandas(self) -> Any:
+        """`to_arrow` as a pandas DataFrame; pandas must be installed."""
+        return self.to_arrow().to_pandas()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The part of a run folder that needs no model.
+
+    Attributes:
+        folder: Path, the run folder.
+        format_version: int.
+        config: `Config`, None for a model that was fitted by hand.
+        data_path: str, where the data lay; None for data in memory.
+        fingerprint: str, of the data; None for a run of format 1.
+        length_quantiles: dict, of the number of events of a user.
+        own: list of str, which of `model` and `loss` the user gave to `train`.
+    """
+
+    folder: Path
+    format_version: int
+    config: Config | None
+    data_path: str | None
+    fingerprint: str | None = None
+    length_quantiles: dict[str, int] = field(default_factory=dict)
+    own: list[str] = field(default_factory=list)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The catalogue."""
+        return Vocabulary.load(self.folder)
+
+    def open_data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
+        """The prepared data that the run was trained on; see `Run.data`."""
+        if data is None and self.data_path is None:
+            raise ValueError(
+                "The run was trained on data in memory: pass the data (in the command line, --data FOLDER)."
+            )
+        if data is None and not Path(str(self.data_path)).is_dir():
+            raise ValueError(
+                f"The data of the run is no longer at `{self.data_path}`: pass where it lies now, with --data."
+            )
+        found = data if isinstance(data, PreparedData) else PreparedData.open(data or str(self.data_path))
+        is_same = self.fingerprint in (None, found.fingerprint)
+        if not is_same or found.vocabulary.item_ids != self.vocabulary.item_ids:
+            raise DataMismatchError(
+                f"`{found.folder or 'The data'}` is not what `{self.folder}` was trained on: its events, users or items differ. "
+                f"Pass the data of the run with --data, or train again."
+            )
+        return found
+
+
+def read_settings(folder: str | os.PathLike) -> RunSettings:
+    """Read the part of a run folder that needs no model.
+
+    Raises:
+        ValueError: the folder is no run.
+        NewerFormatError: a newer tfrec wrote it.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"`{folder}` is not a run: it has no {CONFIG}. Make one with `tfrec train DATA --out {folder}`."
+        )
+    about, values = _read_json(folder / ABOUT), _read_json(folder / CONFIG)
+    version = check_format(folder, about, FORMAT)
+    if version == 1:
+        data_path = values.pop("data")
+        return RunSettings(folder, version, Config.from_dict(values), data_path)
+    config = Config.from_dict(values) if values else None
+    known = {name: about[name] for name in ("fingerprint", "length_quantiles", "own")}
+    return RunSettings(folder, version, config, about["data"], **known)
 
 
 @dataclass
 class Run:
-    """A trained model with what it takes to use it. `Run.open` is the one function that rebuilds a model from a folder.
+    """A trained model with everything that it takes to use it.
+
+    >>> run = Run.open("run")  # doctest: +SKIP
+    >>> run.recommend(["50", "181"], k=2).item_ids  # doctest: +SKIP
+    array(['172', '174'], dtype='<U4')
 
     Attributes:
-        folder: the run folder.
-        config: how it was trained.
-        model: with the best weights.
-        vocabulary: its catalogue.
-        items: the columns of `items.parquet`: `item_id`, `num_events`, perhaps `title` and others.
-        metrics: what `metrics.json` holds.
+        folder: Path, the run folder.
+        config: `Config`, the settings without open fields; None for a model that was fitted by hand.
+        model: `TwoTower` with the best weights.
+        vocabulary: `Vocabulary`, the catalogue.
+        items: dict, columns of item properties by name: `item_id`, `num_events`, perhaps `title` and others.
+        sample: `PreparedData`, the newest events of up to 1,000 users, for use with `LeaveLastOut`.
+        length_quantiles: dict, `min`, `25%`, `50%`, `75%`, `95%` and `max` of the number of events of a user.
+        metrics: dict, content of `metrics.json`.
+        history: dict, a list with a value for each epoch by name; NaN where an epoch was not validated.
+        settings: `RunSettings`, among them where the data lay.
     """
 
     folder: Path
-    config: Config
+    config: Config | None
     model: TwoTower
     vocabulary: Vocabulary
     items: dict[str, list]
-    metrics: dict[str, Any] = field(default_factory=dict)
+    sample: PreparedData
+    length_quantiles: dict[str, int]
+    metrics: dict[str, Any]
+    history: dict[str, list[float]]
+    settings: RunSettings
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Run:
-        """Rebuild the model of a run folder.
+        """Rebuild a run from its folder; a model of own classes needs the module imported that defines them.
 
         Raises:
             ValueError: the folder is no run, or has no weights yet.
+            NewerFormatError: a newer tfrec wrote it.
         """
-        import pyarrow.parquet
-
-        folder = Path(folder)
-        if not (folder / CONFIG).is_file():
-            raise ValueError(
-                f"`{folder}` is not a run: it has no {CONFIG}. Make one with `tfrec train DATA --out {folder}`."
-            )
+        settings = read_settings(folder)
+        folder, config = settings.folder, settings.config
         if not (folder / WEIGHTS).is_file():
             raise ValueError(
                 f"`{folder}` has no weights yet: no epoch was finished. Go on with `tfrec train --resume`."
             )
-        config = Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        vocabulary = Vocabulary.load(folder)
-        # the weights are loaded: to draw a large table first would take memory for three
-        model = build_model(dataclasses.replace(config, init_stddev=0.0), len(vocabulary))
+        vocabulary = settings.vocabulary
+        if settings.format_version == 1:
+            assert config is not None
+            # Skip the random initialisation, which would hold a large item table three times: the weights come next.
+            model = build_model(dataclasses.replace(config, init_stddev=0.0), len(vocabulary))
+            sample, quantiles = _sample_of_format_1(settings, model.sequence_tower.max_length)
+        else:
+            model = _rebuild(_read_json(folder / MODEL))
+            sample, quantiles = _load_sample(folder / SAMPLE, vocabulary), settings.length_quantiles
         model.load_weights(folder / WEIGHTS)
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
-        return cls(folder, config, model, vocabulary, pyarrow.parquet.read_table(folder / ITEMS).to_pydict(), metrics)
+        items = pyarrow.parquet.read_table(folder / ITEMS).to_pydict()
+        metrics, history = _read_json(folder / METRICS), _read_history(folder)
+        return cls(folder, config, model, vocabulary, items, sample, quantiles, metrics, history, settings)
+
+    @classmethod
+    def from_model(cls, model: TwoTower, data: PreparedData, folder: str | os.PathLike) -> Run:
+        """Write the run folder of a model that was fitted by hand.
+
+        Args:
+            model: `TwoTower`, fitted.
+            data: `PreparedData` that it was fitted on.
+            folder: the run folder to write; it must not exist.
+        Raises:
+            ValueError: the model cannot be rebuilt from its config, or has another number of items than the data.
+            FileExistsError: `folder` exists.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"`{folder}` exists. Choose another folder.")
+        if model.item_tower.num_items != data.num_items:
+            raise ValueError(f"The model has {model.item_tower.num_items} items and the data {data.num_items}.")
+        write_run(folder, model, data, None)
+        model.save_weights(folder / WEIGHTS)
+        return cls.open(folder)
 
     def recommend(
-        self, history: Sequence[str], k: int = 10, timestamps: Sequence[int] = (), request_time: int = 0
-    ) -> list[tuple[str, float]]:
-        """The `k` best unseen items after `history` (item ids, oldest first), with their scores, best first.
+        self,
+        history: Sequence[str] | Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude: Sequence[str] = (),
+        allow: Mapping[str, Sequence[str]] | None = None,
+        deny: Mapping[str, Sequence[str]] | None = None,
+        timestamps: Sequence | None = None,
+        request_time: Any = 0,
+    ) -> Recommendations:
+        """Recommend the `k` best items after one history or after many, by the rules of the served model.
 
-        A model with `time_bias` reads when each item was and when this is asked, in seconds since 1970.
-        """
-        times = np.asarray(timestamps if len(timestamps) else [0] * len(history), np.int64)
-        indexes, counts = self.vocabulary.encode(history), self.items["num_events"]
-        items, scores = recommend(self.model, [indexes], k, counts, [times], [request_time])
-        return [(i, s) for i, s in zip(self.vocabulary.decode(items[0]), scores[0].tolist(), strict=True) if i]
-
-    def data(self) -> PreparedData:
-        """The prepared data it was trained on.
-
+        Args:
+            history: item ids, oldest first; or a list of such histories.
+            k: int, number of items. Default: 10.
+            exclude: item ids that are not recommended, besides those of the history. Default: none.
+            allow: dict, values by the name of an item property: only items that have one of them. Default: all items.
+            deny: dict, values by the name of an item property: no item that has one of them. Default: none.
+            timestamps: for a model that reads times, the second of each event, in the shape of `history`. Default: unknown.
+            request_time: for such a model, the second of the request; or a list with one for each history. Default: unknown.
+        Returns:
+            `Recommendations`: arrays of shape `(k,)` for one history, `(histories, k)` for many.
         Raises:
-            ValueError: it is gone, or has another catalogue by now.
+            TypeError: an item id is not text.
+            ValueError: the items have no such property.
         """
-        data = PreparedData.open(self.config.data)
-        if data.vocabulary.item_ids != self.vocabulary.item_ids:
-            raise ValueError(
-                f"`{self.config.data}` has another catalogue than the one `{self.folder}` was trained on. "
-                f"Train again, or evaluate on the data of the run."
-            )
-        return dataclasses.replace(data, vocabulary=self.vocabulary)  # a large one is held once
+        is_one = all(isinstance(one, str | int | float) for one in history)
+        histories: Sequence[Any] = [history] if is_one else history
+        known = [self.vocabulary.encode(_text(one)) for one in histories]
+        times = (
+            None if timestamps is None else [np.asarray(t, np.int64) for t in ([timestamps] if is_one else timestamps)]
+        )
+        names = (*(allow or {}), *(deny or {}))
+        items, scores = self._answers(tuple(sorted(set(names)))).recommend(
+            known,
+            k,
+            exclude=self.vocabulary.encode(_text(exclude)),
+            timestamps=times,
+            request_times=np.broadcast_to(np.asarray(request_time, np.int64), len(known)),
+            allow=allow,
+            deny=deny,
+        )
+        ids = np.array([self.vocabulary.decode(row) for row in items]).reshape(items.shape)
+        return Recommendations(ids[0], scores[0]) if is_one else Recommendations(ids, scores)
+
+    @cached_property
+    def _answers_by_filter(self) -> dict[tuple[str, ...], Answers]:
+        return {}
+
+    def _answers(self, filters: tuple[str, ...]) -> Answers:
+        """The rules of an answer with a filter by some columns, made once."""
+        made = self._answers_by_filter
+        if filters not in made:
+            item_filter = build_filter(filters, self.items)
+            made[filters] = Answers(self.model, self.items["num_events"], item_filter=item_filter)
+        return made[filters]
+
+    def data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
+        """Open the prepared data that the run was trained on.
+
+        Args:
+            data: the data or where it lies now. Default: where it lay at training.
+        Raises:
+            ValueError: nothing is known of where it lies, or nothing lies there.
+            DataMismatchError: it is not the data that the run was trained on.
+        """
+        found = self.settings.open_data(data)
+        return dataclasses.replace(found, vocabulary=self.vocabulary)  # a large vocabulary is held once
+
+
+def write_run(
+    folder: Path, model: TwoTower, data: PreparedData, config: Config | None, own: Sequence[str] = ()
+) -> None:
+    """Write everything of a run folder that is known before training."""
+    towers = {
+        "module": type(model).__module__,
+        "class_name": type(model).__name__,
+        "registered_name": keras.saving.get_registered_name(type(model)),
+        "config": model.get_config(),
+    }
+    text = json.dumps(towers, indent=1)
+    _rebuild(json.loads(text))  # a class that cannot be rebuilt fails before the training and not after it
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL).write_text(text, encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps({} if config is None else config.to_dict(), indent=2), encoding="utf-8")
+    data.vocabulary.save(folder)
+    pyarrow.parquet.write_table(pa.table(data.items), folder / ITEMS)
+    sample = LeaveLastOut(data).sample(SAMPLE_USERS, model.sequence_tower.max_length)
+    arrays = {"item_index": sample.item_index, "timestamp": sample.timestamp, "offsets": sample.offsets}
+    write_whole(folder / SAMPLE, lambda path: np.savez(path, **arrays))
+    about = {
+        "format_version": FORMAT,
+        "tfrec_version": __version__,
+        "data": None if data.folder is None else str(data.folder.resolve()),
+        "fingerprint": data.fingerprint,
+        "length_quantiles": data.length_quantiles,
+        "own": list(own),
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+
+def _text(ids: Sequence[str]) -> Sequence[str]:
+    """Item ids, or an error for the first that is not text."""
+    for item_id in ids:
+        if not isinstance(item_id, str):
+            raise TypeError(f"Item ids are text, such as '50'. Received: {item_id!r} ({type(item_id).__name__}).")
+    return ids
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _read_history(folder: Path) -> dict[str, list[float]]:
+    """The columns of `history.csv`; NaN where a row has no value."""
+    if not (folder / HISTORY).is_file():
+        return {}
+    with (folder / HISTORY).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _rebuild(spec: dict[str, Any]) -> TwoTower:
+    """The model of a `model.json`, without its weights."""
+    items = spec["config"]["item_tower"]["config"]
+    if "init_stddev" in items:
+        # Skip the random initialisation, which would hold a large item table three times: the weights come next.
+        items |= {"init_stddev": 0.0}
+    try:
+        model = keras.saving.deserialize_keras_object(spec)
+        model.build()
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The model cannot be rebuilt from its config ({str(error).splitlines()[0]}). Import the module that defines its "
+            f"classes first; each class needs `get_config` and `@keras.saving.register_keras_serializable`."
+        ) from error
+    return model
+
+
+def _load_sample(path: Path, vocabulary: Vocabulary) -> PreparedData:
+    with np.load(path, allow_pickle=False) as arrays:
+        parts = {name: arrays[name] for name in ("item_index", "timestamp", "offsets")}
+    return PreparedData(vocabulary, **parts, manifest={}, items={"item_id": vocabulary.item_ids})
+
+
+def _sample_of_format_1(settings: RunSettings, max_length: int) -> tuple[PreparedData, dict[str, int]]:
+    """The sample and the quantiles from the data, where it still lies there; else an empty sample."""
+    try:
+        data = settings.open_data()
+    except ValueError:
+        empty = np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(1, np.int64)
+        names = ("min", "25%", "50%", "75%", "95%", "max")
+        items = {"item_id": settings.vocabulary.item_ids}
+        return PreparedData(settings.vocabulary, *empty, manifest={}, items=items), dict.fromkeys(names, 0)
+    return LeaveLastOut(data).sample(SAMPLE_USERS, max_length), data.length_quantiles
