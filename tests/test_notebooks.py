@@ -1,3 +1,5 @@
+"""The notebooks run from the first cell to the last."""
+
 import os
 from pathlib import Path
 
@@ -5,16 +7,19 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tfrec.data.datasets.download import UnavailableError
 from tfrec.data.datasets.movielens import movielens_100k
+from tfrec.exceptions import UnavailableError
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parent.parent / "notebooks"
+EXPECTED = {"movielens": "same items 100%", "own_frame_and_tower": "Recommendation(item_id='product-6'"}
+"""A text of the outputs of each notebook."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs(path):
-    """From the first cell to the last; one epoch, and a generated log where MovieLens cannot be had."""
+    """Few epochs, and a generated log where MovieLens cannot be had."""
     try:
         movielens_100k()
         replace = {}
@@ -22,11 +27,14 @@ def test_notebook_runs(path):
         replace = {"movielens-100k": "synthetic"}
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
+        assert not cell.get("outputs"), "commit notebooks without outputs"
         for old, new in (replace | {"epochs=60": "epochs=1"}).items():
             cell.source = cell.source.replace(old, new)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": os.fspath(path.parent)}}).execute()
-    outputs = "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
-    assert "same items 100%" in outputs
-    assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells), (
-        "commit notebooks without outputs"
-    )
+    assert EXPECTED[path.stem] in "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
+
+
+def test_from_a_frame_to_a_served_recommendation_takes_15_lines():
+    notebook = nbformat.read(FOLDER / "own_frame_and_tower.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and "client.recommend" in cell.source]
+    assert len([line for line in cell.source.splitlines() if line]) <= 15

@@ -1,6 +1,7 @@
 """The commands, as a person runs them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -89,11 +90,31 @@ def test_evaluate_writes_and_prints_json(monkeypatch, capsys, tmp_path, run, dat
     assert "model" not in printed
 
 
+def test_evaluate_and_resume_take_data_that_has_moved(monkeypatch, capsys, tmp_path, run, data_folder):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(about | {"data": str(tmp_path / "gone")}))
+    assert run_main(monkeypatch, "evaluate", folder) == 2
+    assert "gone`: pass where it lies now, with --data." in capsys.readouterr().err
+    assert run_main(monkeypatch, "evaluate", folder, "--data", data_folder) == 0
+    assert run_main(monkeypatch, "train", "--resume", "--out", folder, "--data", data_folder) == 0
+    assert run_main(monkeypatch, "prepare", "synthetic", "--out", tmp_path / "other", "--users", 50) == 0
+    capsys.readouterr()
+    for command in (
+        ["evaluate", folder],
+        ["train", "--resume", "--out", folder],
+        ["train", "--final", folder, "--out", "x"],
+    ):
+        assert run_main(monkeypatch, *command, "--data", tmp_path / "other") == 2
+        assert "its events, users or items differ" in capsys.readouterr().err
+
+
 def test_recommend_from_an_export_with_titles(monkeypatch, capsys, exact_export, run):
     history = "item-1,item-2"
     assert run_main(monkeypatch, "recommend", exact_export, "--history", history, "-k", 3, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
-    assert [r["item_id"] for r in answer] == [i for i, _ in run.recommend(history.split(","), k=3)]
+    assert [r["item_id"] for r in answer] == run.recommend(history.split(","), k=3).item_ids.tolist()
     best = answer[0]["item_id"]
     assert run_main(monkeypatch, "recommend", exact_export, "--history", history, "-k", 3, "--exclude", best) == 0
     said = capsys.readouterr().out
