@@ -6,27 +6,39 @@ The public names are imported when first used, so that `import tfrec` is quick.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 from typing import Any
 
 from tfrec.version import __version__
 
 _HOMES = {
+    "AbstractItemTower": "tfrec.models.towers",
+    "AbstractSequenceTower": "tfrec.models.towers",
+    "AdditiveAttention": "tfrec.layers",
+    "CalendarEmbedding": "tfrec.layers",
     "CausalSelfAttention": "tfrec.layers",
     "Config": "tfrec.training.config",
     "DataMismatchError": "tfrec.exceptions",
     "DivergedError": "tfrec.exceptions",
     "Dropout": "tfrec.layers",
+    "ElapsedEmbedding": "tfrec.layers",
     "FullSoftmax": "tfrec.models.losses",
     "GBCE": "tfrec.models.losses",
     "GatedBlock": "tfrec.layers",
     "HSTUBlock": "tfrec.layers",
+    "HitRate": "tfrec.models.ranking_metrics",
     "ItemTower": "tfrec.models.item_tower",
     "LeaveLastOut": "tfrec.data.splits",
+    "MRR": "tfrec.models.ranking_metrics",
+    "NDCG": "tfrec.models.ranking_metrics",
     "NewerFormatError": "tfrec.exceptions",
     "PackedBatches": "tfrec.data.batches",
     "PositionFromNewest": "tfrec.layers",
     "PreparedData": "tfrec.data.prepared",
     "Recommendations": "tfrec.training.run",
+    "RecurrentBlock": "tfrec.layers",
     "RelativePositionBias": "tfrec.layers",
     "Run": "tfrec.training.run",
     "SampledSoftmax": "tfrec.models.losses",
@@ -40,14 +52,18 @@ _HOMES = {
     "Validation": "tfrec.training.callbacks",
     "Vocabulary": "tfrec.data.vocabulary",
     "build_model": "tfrec.training.compiling",
+    "change_catalogue": "tfrec.deploy.catalogue",
+    "check": "tfrec.deploy.check",
     "compile_model": "tfrec.training.compiling",
     "evaluate": "tfrec.evaluation.ranking",
     "export": "tfrec.deploy.saved_model",
+    "export_embeddings": "tfrec.deploy.catalogue",
     "final_config": "tfrec.training.fit",
-    "prepare": "tfrec.data.interactions",
+    "prepare": "tfrec.data.preparation",
     "prepare_dataset": "tfrec.data.datasets",
     "prepare_history": "tfrec.data.batches",
     "preset": "tfrec.training.presets",
+    "refresh": "tfrec.deploy.saved_model",
     "resolve": "tfrec.training.resolve",
     "to_litert": "tfrec.deploy.litert",
     "train": "tfrec.training.fit",
@@ -64,3 +80,40 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _KerasWatcher(importlib.abc.MetaPathFinder):
+    """Imports our Keras classes right after Keras, so that `keras.models.load_model` finds them after `import tfrec`."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("keras")
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module):
+                execute(module)
+                _register_with_keras()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def _register_with_keras() -> None:
+    for name in (
+        "layers",
+        "models.two_tower",
+        "models.item_tower",
+        "models.sequence_tower",
+        "models.losses",
+        "models.tfrs_task",
+    ):
+        importlib.import_module(f"tfrec.{name}")
+
+
+if "keras" in sys.modules:
+    _register_with_keras()
+else:
+    sys.meta_path.insert(0, _KerasWatcher())

@@ -97,7 +97,7 @@ def test_the_published_movielens_files_are_read(publisher, places, monkeypatch):
     prepare_dataset("movielens-1m", places / "data")
     data = PreparedData.open(places / "data")
     assert data.vocabulary.decode(data.history(0)) == ["8", "9", "7"]
-    columns = data.item_columns()
+    columns = data.items.to_pydict()
     assert columns["title"][columns["item_id"].index("7")] == "Séance (1962)"
     assert columns["genres"][columns["item_id"].index("7")] == ["Drama", "Thriller"]
 
@@ -113,7 +113,7 @@ def test_the_synthetic_bound_is_reached_by_the_true_probabilities(tmp_path):
     prepare_dataset("synthetic", tmp_path / "data", **options)
     data = PreparedData.open(tmp_path / "data")
     split = LeaveLastOut(data)
-    titles = data.item_columns()["title"]  # "Interest 3, number 2": the interest and its rank by Zipf's law
+    titles = data.items.to_pydict()["title"]  # "Interest 3, number 2": the interest and its rank by Zipf's law
     interest = np.array([int(t.split()[1].rstrip(",")) for t in titles])
     share = 1 / np.array([int(t.split()[-1]) for t in titles])
     _, ends = split.histories("test")

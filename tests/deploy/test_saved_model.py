@@ -248,7 +248,7 @@ def test_ids_of_any_unicode_and_a_catalogue_of_one_item(tmp_path):
     (tmp_path / "log.jsonl").write_text(
         "\n".join(json.dumps({"user": "u", "item": odd}) for _ in range(5)), encoding="utf-8"
     )
-    tfrec.prepare(tfrec.Log([tmp_path / "log.jsonl"]), tmp_path / "data")
+    tfrec.prepare([tmp_path / "log.jsonl"], tmp_path / "data")
     config = tfrec.Config(str(tmp_path / "data"), epochs=1, width=8, num_blocks=1, max_length=8)
     run = tfrec.train(config, tmp_path / "run")
     for kind in ("exact", "scann"):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tfrec.data.interactions import Log, prepare
+from tfrec.data.preparation import prepare
 from tfrec.deploy.litert import to_litert
 from tfrec.deploy.saved_model import export
 from tfrec.training.compiling import compile_model
@@ -34,7 +34,7 @@ def timed_log(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timed")
     users, items, times = zip(*rows, strict=True)
     pyarrow.parquet.write_table(pa.table({"user": users, "item": items, "time": times}), folder / "log.parquet")
-    prepare(Log([folder / "log.parquet"]), folder / "data")
+    prepare([folder / "log.parquet"], folder / "data")
     return folder / "data"
 
 

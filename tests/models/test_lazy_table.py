@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrec.data.splits import LeaveLastOut
 from tfrec.evaluation.ranking import evaluate
 from tfrec.models.lazy_table import LazyAdamW
 from tfrec.training.compiling import compile_model
 from tfrec.training.fit import train
+from tfrec.training.resolve import resolve
 
 
 def test_with_every_row_in_every_batch_it_is_adamw():
@@ -41,12 +43,13 @@ def test_a_step_gives_the_loss_and_the_gradients_of_the_dense_one(small_config, 
     config = dataclasses.replace(
         small_config, loss=loss, num_negatives=32, dropout_rate=0.0, lazy_table=True, seen_weight=0.0
     )
-    model, batches = compile_model(config, data)
+    split = LeaveLastOut(data)
+    model, batches = compile_model(resolve(config, split), split)
     inputs, target = next(iter(batches))
     inputs, target = {k: tf.constant(v) for k, v in inputs.items()}, tf.constant(target)
     negatives = model.loss.draw(data.num_items)
     with tf.GradientTape() as tape:
-        total, count = model.loss(model(inputs, training=True), target, inputs, model.item_tower, negatives)
+        total, count = model.loss(model(inputs, training=True), target, inputs, model.item_tower, negatives=negatives)
         expected_loss = total / count
     dense = model.table_trainer.dense
     expected = tape.gradient(expected_loss, [model.item_tower.table.value, *(v.value for v in dense)])
@@ -70,11 +73,11 @@ def test_a_step_gives_the_loss_and_the_gradients_of_the_dense_one(small_config, 
 def test_it_learns(small_config, run, data, tmp_path):
     """Close to the run with the full softmax and the dense update."""
     config = dataclasses.replace(small_config, loss="sampled_softmax", num_negatives=128, lazy_table=True)
-    lazy = train(config, tmp_path / "run")
+    lazy = train(config, data, tmp_path / "run")
     both = [evaluate(data, "test", r.model)["model"]["hr@10"] for r in (run, lazy)]
     assert both[1] > 0.95 * both[0]
 
 
 def test_the_full_softmax_cannot_be_lazy(small_config, data):
     with pytest.raises(ValueError, match="`lazy_table` needs a sampled loss"):
-        compile_model(dataclasses.replace(small_config, lazy_table=True), data)
+        resolve(dataclasses.replace(small_config, lazy_table=True), LeaveLastOut(data))

@@ -100,7 +100,7 @@ def test_gbce_begins_at_the_probability_of_a_random_item(item_tower_of):
     """Logits of 0, as at the start: odds of 1 to 5 for each of five items, the target and the negative."""
     tower = item_tower_of([[0.0]] * 5)
     query, inputs = np.ones((1, 1, 1), np.float32), {"is_real": np.array([[True]])}
-    total, _ = GBCE(1, 0.0)(query, np.array([[3]]), inputs, tower, np.array([4]))
+    total, _ = GBCE(1, 0.0)(query, np.array([[3]]), inputs, tower, negatives=np.array([4]))
     assert float(total) == pytest.approx(-np.log(1 / 6) - np.log(5 / 6), rel=1e-5)
 
 

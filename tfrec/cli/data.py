@@ -51,9 +51,8 @@ def prepare(
 ) -> None:
     """Read and check an interaction log; write prepared data."""
     from tfrec.data import datasets
-    from tfrec.data.interactions import REFUSED, Log
-    from tfrec.data.interactions import prepare as prepare_log
-    from tfrec.data.prepared import PreparedData
+    from tfrec.data.preparation import prepare as prepare_log
+    from tfrec.data.prepared import REFUSED, PreparedData
 
     if describe is not None:
         print_figures(PreparedData.open(describe).describe(), as_json)
@@ -78,15 +77,16 @@ def prepare(
             if source[0] == "synthetic"
             else {}
         )
-        report = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made)
+        manifest = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made).manifest
     else:
         names = next(csv.reader([columns])) if columns else []
-        report = prepare_log(Log(source, format, user, item, time, names, first_column, items), out_, **options)
-    manifest = report.manifest
+        told: dict[str, Any] = {"user": user, "item": item, "time": time, "items": items, "format": format}
+        options |= told | {"columns": names, "first_column": first_column}
+        manifest = prepare_log(source, out_, **options).manifest
     if as_json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
         return
-    for note in report.notes:
+    for note in manifest["notes"]:
         out.print(f"  {note}", highlight=False)
     out.print(
         f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events."

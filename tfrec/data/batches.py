@@ -1,4 +1,4 @@
-"""From histories to what the tower reads: truncation, order, padding, and batches without padding.
+"""From histories to the input of a sequence tower: truncation, order, padding, and batches with next to no padding.
 
 A prepared history holds the newest `max_length` known items, oldest first, padding on the left. `prepare_history` does
 this for a tensor (in the served model and at the edge, where ids can be unknown or missing anywhere in the row),
@@ -51,7 +51,7 @@ def prepare_history(item_index, max_length: int, *others):
 
 
 def prepare_inputs(item_index, max_length: int, timestamps=None, request_time=None) -> dict:
-    """The inputs of a `TwoTower` from raw rows: `prepare_history`, and the times for a model that reads them.
+    """The inputs of a `TwoTower` from raw rows: `prepare_history`, and the times for a model that reads times.
 
     Args:
         item_index, max_length: as of `prepare_history`.
@@ -68,10 +68,10 @@ def prepare_inputs(item_index, max_length: int, timestamps=None, request_time=No
 
 
 def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places for histories in as few rows as best fit finds: the longest first, each row filled with the longest that fit.
+    """Place histories in few rows by best-fit decreasing: the longest first, each row filled up with the longest that fits.
 
-    The places depend on the lengths alone, so that histories of one length can swap theirs each epoch. A row is filled from
-    the right.
+    The places depend on the lengths alone, so that histories of the same length can swap places each epoch. A row is filled
+    from the right.
 
     >>> row, end, length = pack(np.array([2, 5, 3, 4]), row_length=6)
     >>> row.tolist(), end.tolist(), length.tolist()
@@ -106,31 +106,43 @@ def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, 
 class PackedBatches:
     """Batches of one shape, several histories to a row, for `model.fit` and for evaluation.
 
-    Histories are packed whole, next to each other, so that next to nothing is padding, and the model keeps them apart by
-    `end`. A batch is `(inputs, target)`, all of shape `(rows, length)`; the last is filled up with padding rows.
+    Histories are packed whole, next to each other, so that nearly no position is padding, and the model keeps them apart by
+    `end`. A batch is `(inputs, target)`, all of shape `(rows, length)`. Padding rows fill up the last batch.
 
         inputs["history"]  int32, oldest first
         inputs["is_real"]  bool, True = real item
-        inputs["end"]      int32, the column after the newest item of the history that a position belongs to
+        inputs["end"]      int32, the column after the newest item of the history of a position; only of packed rows
         inputs["timestamps"], inputs["request_times"]   int64, when each item and the one after it were; only with `timestamp`
         target             int32, the item that followed each position; without targets, the history
 
     Each iteration is an epoch, its order drawn from `(seed, epoch)` alone, so that a resumed run sees the same batches.
-    Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination". Differs from the source: packed by
-    best fit.
+    Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination". Differs from the source: best-fit
+    decreasing.
+
+    >>> from tfrec.data.prepared import PreparedData
+    >>> split = LeaveLastOut(PreparedData.from_histories(["abcd", "dcba"]))
+    >>> batches = PackedBatches.for_training(split, max_length=4, batch_positions=8, seed=0)
+    >>> inputs, target = next(iter(batches))
+    >>> inputs["history"].shape, int(inputs["is_real"].sum())
+    ((1, 4), 2)
 
     Args:
         item_index: int32 `(events,)`, memory-mapped or not.
         starts, ends: int64 `(histories,)`: history `i` reads events `starts[i] : ends[i]`.
         max_length: int > 0: longer histories keep their newest items.
         batch_positions: int > 0: about how many positions a batch has.
-        seed: int, or None to keep one order.
-        has_targets: whether the targets, the events one later, are wanted; then the event at `ends[i]` must exist.
-        timestamp: None, or int64 `(events,)`, for models that read times; then the event at `ends[i]` must exist.
+        seed: int, or None to keep one order. Default: None.
+        has_targets: bool, whether batches have targets, the events one later; then the event at `ends[i]` must exist.
+            Default: True.
+        timestamp: int64 `(events,)`, for models that read times; then the event at `ends[i]` must exist. Default: no times.
         crop_rate: float in [0, 1]: the share of histories that an epoch cuts in two at a random place: the newer items do
             not see the older ones. Every item is still learned from.
         reorder_rate: float in [0, 1]: the share of items that an epoch lets change places with the next, where it has not
             changed places itself.
+        is_packed: bool, whether rows hold several histories. Otherwise each history has a row of its own, with padding on the
+            left, for towers that do not know `end`. Default: True.
+    Raises:
+        ValueError: `crop_rate` is given for rows that are not packed.
     """
 
     def __init__(
@@ -146,7 +158,11 @@ class PackedBatches:
         timestamp: np.ndarray | None = None,
         crop_rate: float = 0.0,
         reorder_rate: float = 0.0,
+        is_packed: bool = True,
     ) -> None:
+        if crop_rate and not is_packed:
+            raise ValueError("`crop_rate` cuts a history in two within a row, which takes packed rows: leave it at 0.")
+        self.is_packed = is_packed
         self.item_index, self.timestamp, self.ends = item_index, timestamp, np.asarray(ends)
         self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
@@ -156,7 +172,11 @@ class PackedBatches:
         self._members = np.flatnonzero(self.lengths)  # an empty history takes no place
         self.length = int(min(max_length, -(-self.lengths.max(initial=1) // 8) * 8))
         """Positions of a row: what the longest history needs, a multiple of 8 or `max_length`."""
-        row, end, length = pack(self.lengths[self._members], self.length)
+        lengths = self.lengths[self._members]
+        if is_packed:
+            row, end, length = pack(lengths, self.length)
+        else:
+            row, end, length = np.arange(len(lengths)), np.full(len(lengths), self.length), lengths
         by_length = np.argsort(length, kind="stable")
         self._row, self._end = row[by_length], end[by_length]  # the places, shortest first
         self._num_rows = int(row.max(initial=-1)) + 1
@@ -175,6 +195,7 @@ class PackedBatches:
         has_times: bool = False,
         crop_rate: float = 0.0,
         reorder_rate: float = 0.0,
+        is_packed: bool = True,
     ) -> PackedBatches:
         """Every position of the training part is an example: it predicts the next item of its user.
 
@@ -197,6 +218,7 @@ class PackedBatches:
             timestamp=split.data.timestamp if has_times else None,
             crop_rate=crop_rate,
             reorder_rate=reorder_rate,
+            is_packed=is_packed,
         )
 
     def __len__(self) -> int:
@@ -251,7 +273,9 @@ class PackedBatches:
             return flat.reshape(self.rows, self.length)
 
         history = spread(self.item_index[item])
-        inputs = {"history": history, "is_real": spread(True, bool), "end": spread(end)}
+        inputs = {"history": history, "is_real": spread(True, bool)}
+        if self.is_packed:
+            inputs["end"] = spread(end)
         if self.timestamp is not None:
             inputs["timestamps"] = spread(self.timestamp[event], np.int64)
             inputs["request_times"] = spread(self.timestamp[event + 1], np.int64)
@@ -263,7 +287,8 @@ class PackedBatches:
 
         shape = (self.rows, self.length)
         ints, times = tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.int64)
-        inputs = {"history": ints, "is_real": tf.TensorSpec(shape, tf.bool), "end": ints}
+        inputs = {"history": ints, "is_real": tf.TensorSpec(shape, tf.bool)}
+        inputs |= {"end": ints} if self.is_packed else {}
         inputs |= {} if self.timestamp is None else {"timestamps": times, "request_times": times}
         signature = (inputs, ints)
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)

@@ -1,61 +1,95 @@
-"""Prepared data: the folder that `tfrec prepare` writes and everything later reads, memory-mapped.
+"""Prepared data: every user's history as flat arrays, in memory or memory-mapped from the folder that `tfrec prepare` writes.
 
-manifest.json     schema, counts, what was refused, tfrec version
+manifest.json     format, tfrec's version, counts, refused rows by reason, what was guessed
 vocabulary.json   item ids in index order
-users.parquet     user_id, in row order
-items.parquet     item_id, num_events and whatever is known of the item (title, genres, ...), in index order
+users.parquet     `user_id`, in row order
+items.parquet     `item_id`, `num_events` and the properties of the item (title, genres, ...), in index order
 item_index.npy    int32 [events]: the users' histories, one after the other, oldest event first
 timestamp.npy     int64 [events]: seconds, 0 where the log has no times
 offsets.npy       int64 [users + 1]: user u owns events offsets[u] : offsets[u + 1]
+refused.csv       file, line and reason of each refused row
+
+Format 1. Until tfrec 0.1 the manifest called it `schema_version`.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from tfrec.formats import check_format
+from tfrec.version import __version__
 
-MANIFEST = "manifest.json"
-USERS = "users.parquet"
-ITEMS = "items.parquet"
-SCHEMA_VERSION = 1
+FORMAT = 1
+MANIFEST, USERS, ITEMS, REFUSED = "manifest.json", "users.parquet", "items.parquet", "refused.csv"
+ARRAYS = ("item_index", "timestamp", "offsets")
+NO_ROWS = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())]).empty_table()
+HASH_BYTES = 1 << 24
+"""Bytes of an array that are read and hashed at a time."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
     """Every user's history as flat arrays.
 
+    >>> data = PreparedData.from_histories([["a", "b", "a"], ["b"]])
+    >>> data.num_users, data.num_items, data.num_events
+    (2, 2, 4)
+    >>> data.vocabulary.decode(data.history(0))
+    ['a', 'b', 'a']
+
     Attributes:
-        vocabulary: the catalogue.
-        item_index: int32, shape `(num_events,)`; user by user, oldest first.
-        timestamp: int64, shape `(num_events,)`; seconds since 1970, 0 = unknown.
-        offsets: int64, shape `(num_users + 1,)`.
-        manifest: what `manifest.json` holds.
-        folder: where it lies, or None for data made in memory.
+        vocabulary: `Vocabulary`, the catalogue.
+        item_index: int32 array, shape `(num_events,)`; user by user, oldest first.
+        timestamp: int64 array, shape `(num_events,)`; seconds since 1970, 0 = unknown.
+        offsets: int64 array, shape `(num_users + 1,)`.
+        manifest: dict, content of `manifest.json`; `{}` for data that no log was prepared for.
+        items: PyArrow table, the properties of the items in index order: `item_id`, `num_events`, perhaps `title` and others.
+            Default: those two.
+        users: PyArrow table, `user_id` in row order. Default: the row numbers as text.
+        refused: PyArrow table, `file`, `line` and `reason` of each refused row. Default: no row.
+        folder: Path where it lies. Default: None, in memory.
     """
 
     vocabulary: Vocabulary
     item_index: np.ndarray
     timestamp: np.ndarray
     offsets: np.ndarray
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    items: pa.Table = None
+    users: pa.Table = field(default=None, repr=False)
+    refused: pa.Table = field(default_factory=lambda: NO_ROWS, repr=False)
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.items is None:
+            columns = {"item_id": pa.array(self.vocabulary.item_ids, pa.string()), "num_events": self.item_counts}
+            object.__setattr__(self, "items", pa.table(columns))
+        if self.users is None:
+            names = pa.array(np.arange(self.num_users)).cast(pa.string())
+            object.__setattr__(self, "users", pa.table({"user_id": names}))
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> PreparedData:
         """Memory-map a prepared folder.
 
         Raises:
-            ValueError: the folder is not prepared data (the message says what to run), or was written by a newer tfrec.
+            ValueError: the folder is not prepared data; the message says what to run.
+            NewerFormatError: a newer tfrec wrote it.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
@@ -64,23 +98,58 @@ class PreparedData:
                 f"Make it with `tfrec prepare SOURCE --out {folder}`."
             )
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(
-                f"`{folder}` was written by tfrec {manifest['tfrec_version']} with schema "
-                f"{manifest['schema_version']}; this tfrec reads up to {SCHEMA_VERSION}. Upgrade tfrec."
-            )
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("item_index", "timestamp", "offsets")
-        }
-        return cls(Vocabulary.load(folder), manifest=manifest, folder=folder, **arrays)
+        check_format(folder, {"format_version": manifest.get("schema_version", 1)} | manifest, FORMAT)
+        refused = NO_ROWS
+        if (folder / REFUSED).is_file() and manifest.get("num_refused"):
+            kinds = pa.csv.ConvertOptions(column_types=NO_ROWS.schema)
+            lines = pa.csv.ParseOptions(newlines_in_values=True)
+            refused = pa.csv.read_csv(folder / REFUSED, convert_options=kinds, parse_options=lines)
+        return cls(
+            Vocabulary.load(folder),
+            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS},
+            manifest=manifest,
+            items=pa.parquet.read_table(folder / ITEMS),
+            users=pa.parquet.read_table(folder / USERS),
+            refused=refused,
+            folder=folder,
+        )
 
     @classmethod
-    def from_histories(cls, histories: Sequence[Sequence[str]], **manifest: Any) -> PreparedData:
+    def from_histories(cls, histories: Sequence[Sequence[str]]) -> PreparedData:
         """Data in memory from lists of item ids, oldest first; items are indexed in order of first appearance."""
         vocabulary = Vocabulary(list(dict.fromkeys(item for history in histories for item in history)))
         offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
         item_index = vocabulary.encode(item for history in histories for item in history)
-        return cls(vocabulary, item_index, np.zeros(len(item_index), np.int64), offsets, manifest)
+        return cls(vocabulary, item_index, np.zeros(len(item_index), np.int64), offsets)
+
+    def save(self, folder: str | os.PathLike) -> PreparedData:
+        """Write a prepared folder, whole or not at all; return the data memory-mapped from it.
+
+        Raises:
+            FileExistsError: `folder` exists.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise FileExistsError(f"`{folder}` exists. Choose another folder.")
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        aside.mkdir(parents=True)
+        try:
+            for name in ARRAYS:
+                np.save(aside / f"{name}.npy", getattr(self, name))
+            self.write_tables(aside)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return PreparedData.open(folder)
+
+    def write_tables(self, folder: Path) -> None:
+        """Write the files of a prepared folder beside its arrays."""
+        self.vocabulary.save(folder)
+        pa.parquet.write_table(self.users, folder / USERS)
+        pa.parquet.write_table(self.items, folder / ITEMS)
+        pa.csv.write_csv(self.refused, folder / REFUSED)
+        manifest = {"format_version": FORMAT, "tfrec_version": __version__} | self.manifest
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
 
     @property
     def num_users(self) -> int:
@@ -108,27 +177,34 @@ class PreparedData:
         """int64, shape `(num_items,)`: events of each item, in index order."""
         return np.bincount(self.item_index - FIRST_ITEM_INDEX, minlength=self.num_items)
 
-    def item_columns(self) -> dict[str, list]:
-        """The columns of `items.parquet`, by name: what is known of each item, in index order."""
-        if self.folder is None:
-            return {"item_id": self.vocabulary.item_ids}
-        import pyarrow.parquet
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of item ids, events, times and the borders of users: equal for the same log, wherever it lies."""
+        found = hashlib.sha256()
+        found.update("\0".join(self.vocabulary.item_ids).encode())
+        for name, dtype in zip(ARRAYS, (np.int32, np.int64, np.int64), strict=True):
+            values = getattr(self, name)
+            found.update(f"{name} {len(values)}".encode())
+            step = HASH_BYTES // values.itemsize
+            for first in range(0, len(values), step):
+                found.update(np.ascontiguousarray(values[first : first + step], dtype).tobytes())
+        return found.hexdigest()[:32]
 
-        return pyarrow.parquet.read_table(self.folder / ITEMS).to_pydict()
+    @cached_property
+    def length_quantiles(self) -> dict[str, int]:
+        """`min`, `25%`, `50%`, `75%`, `95%` and `max` of the number of events of a user."""
+        quantiles = np.quantile(self.lengths, [0, 0.25, 0.5, 0.75, 0.95, 1]) if self.num_users else np.zeros(6)
+        return {n: int(q) for n, q in zip(["min", "25%", "50%", "75%", "95%", "max"], quantiles, strict=True)}
 
     def describe(self) -> dict[str, Any]:
-        """Users, items, events, length quantiles, time span, sparsity: what `tfrec prepare --describe` prints."""
-        quantiles = np.quantile(self.lengths, [0, 0.25, 0.5, 0.75, 0.95, 1])
+        """Users, items, events, length quantiles, time span, sparsity: the figures of `tfrec prepare --describe`."""
         times = self.timestamp[self.timestamp != 0]
         day = lambda seconds: f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"  # noqa: E731
         return {
             "users": self.num_users,
             "items": self.num_items,
             "events": self.num_events,
-            "events per user": {
-                name: int(q) for name, q in zip(["min", "25%", "50%", "75%", "95%", "max"], quantiles, strict=True)
-            }
-            | {"mean": round(float(self.lengths.mean()), 2)},
+            "events per user": self.length_quantiles | {"mean": round(float(self.lengths.mean()), 2)},
             "time span (UTC)": [day(int(times.min())), day(int(times.max()))] if len(times) else None,
             "sparsity": round(1 - self.num_events / (self.num_users * self.num_items), 6),
         }

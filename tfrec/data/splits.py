@@ -1,4 +1,4 @@
-"""Who learns from what: the leave-last-out split."""
+"""The leave-last-out split: training part, validation target and test target of each user."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ HELD_OUT = {"validation": 2, "test": 1}
 
 
 class LeaveLastOut:
-    """The last item of each user is the test target, the second last the validation target, the rest is for training.
+    """Holds out the last item of each user as test target and the second last as validation target.
 
-    The test history holds all but the last event (so the validation target too). A user with fewer than
-    `MIN_EVENTS` events is never a target: all of their events are training data, and they are counted in `num_short`.
+    The rest is the training part. The test history holds all but the last event, so the validation target too. A user with
+    fewer than `MIN_EVENTS` events is never evaluated: all of their events are training data, and they are counted in `num_short`.
+
+    >>> split = LeaveLastOut(PreparedData.from_histories(["abcde", "ab"]))
+    >>> split.data.vocabulary.decode(split.targets("validation")), split.num_short
+    (['d'], 1)
 
     Args:
-        data: the log.
-        num_held_out: 2; or 0, to train on every event, as a model for production does.
+        data: `PreparedData`.
+        num_held_out: int, 2; or 0 to train on every event, as for production. Default: 2.
     """
 
     def __init__(self, data: PreparedData, num_held_out: int = 2) -> None:
@@ -51,6 +55,25 @@ class LeaveLastOut:
     def targets(self, split: str) -> np.ndarray:
         """int32 `(num evaluated users,)`: the item index to be found."""
         return self.data.item_index[self.histories(split)[1]]
+
+    def sample(self, number: int, max_length: int) -> PreparedData:
+        """The newest events of some evaluated users, as data in memory whose split has the same targets.
+
+        >>> split = LeaveLastOut(PreparedData.from_histories(["abcde", "cab"]))
+        >>> split.data.vocabulary.decode(LeaveLastOut(split.sample(2, max_length=1)).targets("test"))
+        ['e', 'b']
+
+        Args:
+            number: int, users at most; they are taken evenly.
+            max_length: int, items of a history that a model reads; two events more are kept, for the targets.
+        """
+        data = self.data
+        users = self.users[np.linspace(0, len(self.users) - 1, min(number, len(self.users))).astype(np.int64)]
+        ends = data.offsets[users + 1]
+        lengths = np.minimum(ends - data.offsets[users], max_length + MIN_EVENTS - 1)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        event = np.arange(offsets[-1]) + np.repeat(ends - lengths - offsets[:-1], lengths)
+        return PreparedData(data.vocabulary, data.item_index[event], data.timestamp[event], offsets, items=data.items)
 
     def num_repeats(self, split: str) -> int:
         """How many targets their user had before: seen items are removed from a ranking, so these are always misses."""

@@ -1,4 +1,4 @@
-"""A trained run with another catalogue: items added or taken out, without training."""
+"""A trained run with another catalogue: items added or removed, without training."""
 
 from __future__ import annotations
 
@@ -12,39 +12,49 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from tfrec.data.interactions import read_items
+from tfrec.data.items import read_items
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.files import write_whole
 from tfrec.index.filters import values_of
-from tfrec.training.compiling import build_model
+from tfrec.models.item_tower import ItemTower
+from tfrec.models.two_tower import TwoTower
 from tfrec.training.run import Run
 
 VECTOR, SIMILAR = "vector", "similar_to"
 
 
 def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[str] = ()) -> Run:
-    """The run with items added and others removed, in memory; its model reads and recommends the new ones.
+    """Add items to a run and remove others, in memory; the model reads and recommends the new items.
 
-    A removed item is unknown from then on, also in histories. An added one has the mean vector of items that the catalogue
-    knows to be like it, or a vector of its own, such as a model of content gives.
+    A removed item is unknown from then on, also in histories. An added item gets the mean vector of items like it, or a given
+    vector, such as that of a content model.
+
+    >>> changed = change_catalogue(run, removed=["item-7"])  # doctest: +SKIP
 
     Args:
-        run: the trained run.
-        added: a row for each new item: `item_id`, and `similar_to` (ids, as a list or between bars) or `vector` (a list
-            of `width` numbers, whose direction alone counts where the similarity is the cosine); other columns as in
-            `items.parquet`.
-        removed: item ids.
+        run: the trained run, whose item tower is an `ItemTower`.
+        added: PyArrow table, a row for each new item: `item_id`, and `similar_to` (ids, as a list or between bars) or `vector` (a
+            list of `width` numbers, whose direction alone counts for cosines); other columns as in `items.parquet`.
+            Default: none.
+        removed: item ids. Default: none.
+    Returns:
+        A new `Run`; the given one stays as it is.
     Raises:
-        ValueError: an id is new and old at once, unknown, or twice; or an added item has no vector. The message names it.
+        ValueError: an id is new and old at once, unknown, or twice; an added item has no vector; or the run has an item tower of
+            another class. The message names it.
     """
     ids, tower = run.vocabulary.item_ids, run.model.item_tower
+    if not isinstance(tower, ItemTower):
+        raise ValueError(
+            f"Items can be added to an `ItemTower` or removed from it, and this run has a {type(tower).__name__}: train again."
+        )
     known = {item_id: number for number, item_id in enumerate(ids)}
     if unknown := [i for i in removed if i not in known]:
         raise ValueError(f"There is no item {unknown[0]!r} to remove, nor {len(unknown) - 1} others.")
     table = np.asarray(tower.table)
     rows = [] if added is None else added.to_pylist()
     new = np.empty((len(rows), table.shape[1]), np.float32)
-    # candidates of a cosine have no length, but what histories read has: the usual one
+    # Candidates are L2-normalised, but histories read the raw rows: a new row gets the median norm.
     length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None
     for number, row in enumerate(rows):
         if row["item_id"] in known:
@@ -65,7 +75,7 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         old = run.items.get(name, [absent] * len(ids))
         columns[name] = [old[i] for i in kept] + [row.get(name, absent) for row in rows]
     vocabulary = Vocabulary(columns["item_id"])
-    model = build_model(run.config, len(vocabulary))
+    model = _with_items(run.model, len(vocabulary))
     special = table[:FIRST_ITEM_INDEX]
     weights = [
         np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]) if old is tower.table else old.numpy()
@@ -75,10 +85,20 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns)
 
 
+def _with_items(model: TwoTower, num_items: int) -> TwoTower:
+    """A model of the same towers for another number of items, with weights to be set."""
+    config = model.get_config()
+    config["item_tower"]["config"] |= {"num_items": num_items, "init_stddev": 0.0}
+    config["item_tower"].pop("build_config", None)
+    new = type(model).from_config(config)
+    new.build()
+    return new
+
+
 def _vector(
     row: dict[str, Any], known: dict[str, int], table: np.ndarray, length: float | None, has_mlp: bool
 ) -> np.ndarray:
-    """The row of the item table for a new item; a vector that is given gets the `length`, where there is one."""
+    """The row of the item table for a new item; a given vector is scaled to `length`, where there is one."""
     name, width = repr(row["item_id"]), table.shape[1]
     if row.get(VECTOR) is not None:
         if has_mlp:
@@ -100,19 +120,26 @@ def _vector(
 
 
 def read_changes(add: str | os.PathLike | None, remove: str | os.PathLike | None) -> tuple[pa.Table | None, list[str]]:
-    """The items of two files (CSV, TSV, Parquet or JSON lines, with a column of item ids), for `change_catalogue`."""
+    """Read the items to add and to remove from files (CSV, TSV, Parquet or JSON Lines), for `change_catalogue`."""
     removed = [] if remove is None else read_items(remove)["item_id"].to_pylist()
     return None if add is None else read_items(add), removed
 
 
 def export_embeddings(run: Run | str | os.PathLike, out: str | os.PathLike) -> int:
-    """Write the vectors of all items for an outside vector store: `item_id`, `vector` and what else is known of each.
+    """Write the vectors of all items for an outside vector store: `item_id`, `vector` and the properties of each.
+
+    The score of an item is the dot product of its vector with that of `embed_history`.
+
+    >>> export_embeddings("run", "items.parquet")  # doctest: +SKIP
+    1682
 
     Args:
         run: a run or its folder.
-        out: the Parquet file. The score of an item is the dot product of its vector with that of `embed_history`.
+        out: the Parquet file to write.
     Returns:
-        How many items it holds.
+        int, the number of items.
+    Raises:
+        ValueError: `out` does not end in .parquet.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)

@@ -1,44 +1,47 @@
 """LiteRT: the same model in one `.tflite` file, for phones and edge devices.
 
-    history  int32 [1, max_length]   item indexes, oldest first; 0 (padding) may stand anywhere
-    timestamps int64 [1, max_length], request_time int64 [1]   seconds, 0 = unknown; only of a model that reads times
-    items    int32 [1, k]            item indexes of the recommendations, best first; 0 beyond the catalogue
-    scores   float32 [1, k]
+history    int32 [1, max_length]   item indexes, oldest first; 0 (padding) may stand anywhere
+timestamps int64 [1, max_length], request_time int64 [1]   seconds, 0 = unknown; only of a model that reads times
+items      int32 [1, k]            item indexes of the recommendations, best first; 0 where no item is left
+scores     float32 [1, k]
 
-Only built-in ops, no Flex delegate. Strings need Flex, so ids stay outside: `vocabulary.json` lies beside the file.
+Only built-in ops, no Flex delegate. Strings need Flex, so ids stay outside: beside `NAME.tflite` lie `vocabulary.json` and
+`NAME.json`, which says how to call the file. Format 1; before tfrec 0.2 there was no `NAME.json`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfrec.data.batches import prepare_inputs
 from tfrec.data.splits import LeaveLastOut
-from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
-from tfrec.evaluation.ranking import recommend
 from tfrec.files import write_whole
-from tfrec.index import build_index
+from tfrec.index.answers import Answers
+from tfrec.index.building import build_index
 from tfrec.training.run import Run
+from tfrec.version import __version__
 
+FORMAT = 1
 PARITY_HISTORIES = 100
 
 
 @dataclass(frozen=True)
 class LiteReport:
-    """What came out.
+    """The result of a conversion.
 
     Attributes:
-        path: the `.tflite` file.
-        size_bytes: its size.
-        max_difference: the largest difference of a score against Keras, over real histories.
-        same_items: share of those histories for which the same items come back in the same order.
-        num_histories: how many were compared.
+        path: Path, the `.tflite` file.
+        size_bytes: int, its size.
+        max_difference: float, the largest difference of a score from Keras, over real histories; NaN without one.
+        same_items: float, share of those histories with the same items in the same order; NaN without one.
+        num_histories: int, number of histories that were compared.
     """
 
     path: Path
@@ -49,58 +52,52 @@ class LiteReport:
 
 
 class EdgeModel(tf.Module):
-    """History in, recommendations out, by item index. A tf.Module, so that the converter finds the Keras 3 weights."""
+    """One history in, recommendations out, by item index: `Answers` with the ops that LiteRT has.
+
+    Args:
+        run: the run.
+        k: int, items to recommend.
+        index: `"exact"` or `"partitioned"`. Default: `"exact"`.
+    """
 
     def __init__(self, run: Run, k: int, index: str = "exact") -> None:
         super().__init__(name="tfrec_edge")
-        self._model = run.model
-        self._variables = [v.value for v in run.model.variables]
-        self._index = build_index(index, np.asarray(run.model.item_tower.catalogue()))
-        self._max_length = run.config.max_length
-        self._k = min(k, self._index.num_items)
-        counts = np.asarray(run.items["num_events"], np.float32)
-        popular = np.argsort(-counts, kind="stable")[np.newaxis]
-        self._share = tf.constant(counts[popular] / max(counts.sum(), 1))
-        self._popular = tf.constant(popular[:, : self._k + self._max_length].astype(np.int32))
+        tower = run.model.sequence_tower
+        built = build_index(index, np.asarray(run.model.item_tower.catalogue()))
+        self._k, self._max_length, self._reads_times = min(k, built.num_items), tower.max_length, tower.reads_times
+        self._answers = Answers(run.model, run.items["num_events"], built, for_edge=True)
 
     @property
     def function(self):
         """The concrete function to convert."""
         row = (1, self._max_length)
         inputs = [tf.TensorSpec(row, tf.int32, "history")]
-        if self._model.sequence_tower.reads_times:
+        if self._reads_times:
             inputs += [tf.TensorSpec(row, tf.int64, "timestamps"), tf.TensorSpec((1,), tf.int64, "request_time")]
         return tf.function(self._recommend, inputs).get_concrete_function()
 
     def _recommend(self, history, *times):
-        inputs = prepare_inputs(history, self._max_length, *times)
-        prepared, is_real = inputs["history"], inputs["is_real"]
-        query = self._model.embed_history(inputs)
-        # enough that k are left when the history is taken out
-        number = min(self._k + self._max_length, self._index.num_items)
-        scores, items = self._index.candidates(query, number)  # 1 number
-        is_warm = tf.reduce_any(is_real)
-        scores, items = tf.where(is_warm, scores, self._share[:, :number]), tf.where(is_warm, items, self._popular)
-        is_seen = tf.equal(tf.expand_dims(items + FIRST_ITEM_INDEX, 2), tf.expand_dims(prepared, 1))
-        scores, kept = tf.math.top_k(tf.where(tf.reduce_any(is_seen, axis=2), -np.inf, scores), self._k)
-        items = tf.gather(items, kept, batch_dims=1)
-        return {"items": tf.where(scores > -np.inf, items + FIRST_ITEM_INDEX, PAD_INDEX), "scores": scores}
+        items, scores = self._answers.rank(history, times, tf.zeros((1, 0), tf.int32), None, self._k)
+        return {"items": items, "scores": scores}
 
 
 def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 10, index: str = "exact") -> LiteReport:
-    """Convert a run to a `.tflite` file with `vocabulary.json` beside it, and compare it with Keras.
+    """Convert a run to a `.tflite` file, with its vocabulary beside it, and compare it with Keras.
+
+    >>> report = to_litert("run", "lite/model.tflite")  # doctest: +SKIP
 
     Args:
         run: a run or its folder.
         out: the file to write.
-        k: how many items it recommends.
-        index: `"exact"` or `"partitioned"`.
+        k: int, items that it recommends. Default: 10.
+        index: `"exact"` or `"partitioned"`. Default: `"exact"`.
+    Raises:
+        ValueError: LiteRT does not run an index of this kind.
     """
     if index not in ("exact", "partitioned"):
         raise ValueError(f"LiteRT runs an exact or a partitioned index. Received: index={index!r}.")
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
-    data = run.data()  # before the work, so that a moved folder fails first
     edge = EdgeModel(run, k, index)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the converter announces its own move to another package
@@ -109,18 +106,49 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, lambda path: path.write_bytes(content))
     run.vocabulary.save(out.parent)
+    report = _compare(run, out, k, len(content))
+    details = load(out).get_signature_runner()
+    about = {
+        "format_version": FORMAT,
+        "tfrec_version": __version__,
+        "inputs": _describe(details.get_input_details()),
+        "outputs": _describe(details.get_output_details()),
+        "index": index,
+        "num_items": len(run.vocabulary),
+        "parity": {
+            "num_histories": report.num_histories,
+            "same_items": report.same_items if report.num_histories else None,
+            "max_difference": report.max_difference if report.num_histories else None,
+        },
+    }
+    text = json.dumps(about, indent=2)
+    write_whole(out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+    return report
 
-    split = LeaveLastOut(data)
-    starts, ends = (array[:PARITY_HISTORIES] for array in split.histories("test"))
-    kept = [slice(max(a, b - run.config.max_length), b) for a, b in zip(starts, ends, strict=True)]
-    histories, times = ([array[rows] for rows in kept] for array in (data.item_index, data.timestamp))
-    requests = data.timestamp[ends]
-    items, scores = recommend(run.model, histories, k, run.items["num_events"], times, requests)
-    interpreter = load(out)
+
+def _describe(details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {"dtype": np.dtype(tensor["dtype"]).name, "shape": np.asarray(tensor["shape"]).tolist()}
+        for name, tensor in details.items()
+    }
+
+
+def _compare(run: Run, path: Path, k: int, size_bytes: int) -> LiteReport:
+    """Run a converted file beside Keras on test histories of the run's sample."""
+    sample, max_length = run.sample, run.model.sequence_tower.max_length
+    starts, ends = (array[:PARITY_HISTORIES] for array in LeaveLastOut(sample).histories("test"))
+    kept = [slice(max(a, b - max_length), b) for a, b in zip(starts, ends, strict=True)]
+    histories, times = ([array[rows] for rows in kept] for array in (sample.item_index, sample.timestamp))
+    requests = sample.timestamp[ends]
+    if not len(histories):
+        return LiteReport(path, size_bytes, float("nan"), float("nan"), 0)
+    answers = Answers(run.model, run.items["num_events"])
+    items, scores = answers.recommend(histories, k, timestamps=times, request_times=requests)
+    interpreter = load(path)
     found = [run_edge(interpreter, *given) for given in zip(histories, times, requests, strict=True)]
-    differences = [np.abs(s[s > -np.inf] - scores[i][s > -np.inf]).max() for i, (_, s) in enumerate(found)]
+    differences = [np.abs(s - scores[i])[s > -np.inf].max(initial=0) for i, (_, s) in enumerate(found)]
     same = [np.array_equal(a, items[i]) for i, (a, _) in enumerate(found)]
-    return LiteReport(out, len(content), float(max(differences)), float(np.mean(same)), len(histories))
+    return LiteReport(path, size_bytes, float(max(differences)), float(np.mean(same)), len(histories))
 
 
 def load(path: str | os.PathLike):
@@ -135,9 +163,14 @@ def load(path: str | os.PathLike):
 def run_edge(
     interpreter, history: np.ndarray, timestamps: np.ndarray | None = None, request_time: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run one history of item indexes, of any length: `(items, scores)`, int32 and float32 `(k,)`.
+    """Run one history of item indexes, of any length.
 
-    `timestamps` and `request_time` are for a model that reads times; another ignores them.
+    Args:
+        interpreter: see `load`.
+        history: int array, oldest first.
+        timestamps, request_time: for a model that reads times, in seconds; another model ignores them. Default: unknown.
+    Returns:
+        `(items, scores)`: int32 and float32 arrays, shape `(k,)`.
     """
     runner = interpreter.get_signature_runner()
     inputs = {"history": history, "timestamps": np.zeros(len(history)) if timestamps is None else timestamps}

@@ -3,24 +3,26 @@
 EXPORT/<version>/saved_model.pb, variables/     what TensorFlow Serving loads
 EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, where it came from
 EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people; items added since training
+
+Format 2 of the manifest. Format 1 had no `format_version`; its `data` and `config` always had a value.
 """
 
 from __future__ import annotations
 
 import datetime
+import errno
 import gc
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import tensorflow as tf
 
-import tfrec
 from tfrec.data.prepared import ITEMS
 from tfrec.data.splits import LeaveLastOut
 from tfrec.deploy.catalogue import change_catalogue
@@ -28,12 +30,14 @@ from tfrec.deploy.check import WARMUP, check
 from tfrec.deploy.serving_model import build_serving_model
 from tfrec.deploy.warmup import write_warmup
 from tfrec.evaluation.ranking import embed_histories
+from tfrec.formats import check_format
 from tfrec.index import recall as measure_recall
 from tfrec.training.run import Run
+from tfrec.version import __version__
 
+FORMAT = 2
 MANIFEST = "tfrec_manifest.json"
 ADDED = "added_items.parquet"
-RECALL_QUERIES = 1000
 
 
 def export(
@@ -50,31 +54,48 @@ def export(
 ) -> Path:
     """Write the next version folder of an export.
 
+    It is written aside, checked and renamed: a server that watches `out` never sees half of one.
+
+    >>> export("run", "export", index="exact")  # doctest: +SKIP
+    PosixPath('export/1')
+
     Args:
-        run: a run or its folder.
-        out: the export folder: the `model_base_path` of a model server.
-        index: `"exact"`, `"partitioned"` or `"scann"`.
-        k: how many `serving_default` recommends.
-        storage, recall: of `build_index`.
-        filters: columns of `items.parquet` that `recommend_filtered` filters by: see `ItemFilter`.
-        add_items, remove_items: as of `change_catalogue`.
+        run: a run or its folder. Its data is not needed.
+        out: the export folder, which is the `model_base_path` of a model server.
+        index: `"exact"`, `"partitioned"` or `"scann"`. Default: `"scann"`.
+        k: int, items that `serving_default` recommends. Default: 10.
+        storage, recall: see `build_index`.
+        filters: columns of the run's items that `recommend_filtered` filters by; see `ItemFilter`. Default: none.
+        add_items, remove_items: see `change_catalogue`.
     Returns:
-        The version folder. It is written aside, checked and renamed: a server that watches `out` never sees half of one.
+        Path of the version folder.
+    Raises:
+        ValueError: an argument is out of its range, or the export does not load or answer.
+        OSError: it cannot be written.
     """
     out = Path(out)
-    aside = out / f".{os.getpid()}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = out / f".{uuid.uuid4().hex}.partial"
     try:
         _write(run, aside, index, k, storage, recall, filters, add_items, remove_items)
         gc.collect()  # a large catalogue need not be held twice to be checked
         pa.default_memory_pool().release_unused()
         check(aside)
-        version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
-        return aside.rename(out / str(version))
+        return _publish(aside, out)
     except tf.errors.OpError as error:  # such as a disk that is full
         raise OSError(f"`{aside}` cannot be written: {error.message.splitlines()[0]}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(aside: Path, out: Path) -> Path:
+    """Rename a folder to the next version; another export may take that number first."""
+    while True:
+        version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
+        try:
+            return aside.rename(out / str(version))
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
 
 
 def _write(
@@ -88,24 +109,16 @@ def _write(
     add_items: pa.Table | None,
     remove_items: Sequence[str],
 ) -> None:
-    """Write the files of a version folder. The arguments are those of `export`."""
+    """Write the files of a version folder. For the arguments, see `export`."""
     run = run if isinstance(run, Run) else Run.open(run)
-    data = run.data()
-    split = LeaveLastOut(data)
-    tuning, held_out = (embed_histories(run.model, split, part, RECALL_QUERIES) for part in ("validation", "test"))
+    split = LeaveLastOut(run.sample)
+    tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
-    serving = build_serving_model(
-        run,
-        index,
-        k,
-        storage=storage,
-        recall=recall,
-        queries=tuning,
-        history_length=int(np.median(data.lengths)),
-        filters=filters,
-    )
+    queries = tuning if len(tuning) else None
+    serving = build_serving_model(run, index, k, storage=storage, recall=recall, queries=queries, filters=filters)
+    built = serving.answers.index
     options = tf.saved_model.SaveOptions(
-        namespace_whitelist=list(serving.index.custom_ops),
+        namespace_whitelist=list(built.custom_ops),
         experimental_custom_gradients=False,  # nobody trains an export, and a process keeps every model that has some
     )
     signatures = serving.signatures
@@ -114,19 +127,20 @@ def _write(
     pyarrow.parquet.write_table(pa.table(run.items), folder / "assets.extra" / ITEMS)
     if add_items is not None:
         pyarrow.parquet.write_table(add_items, folder / "assets.extra" / ADDED)
-    write_warmup(folder / WARMUP, data, run.config, k, filters)
+    write_warmup(folder / WARMUP, run, k, filters)
     manifest = {
-        "tfrec_version": tfrec.__version__,
+        "format_version": FORMAT,
+        "tfrec_version": __version__,
         "tensorflow_version": tf.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "signatures": {name: describe_signature(function) for name, function in signatures.items()},
-        "custom_ops": list(serving.index.custom_ops),
+        "custom_ops": list(built.custom_ops),
         "index": {
             "kind": index,
-            "is_exact": serving.index.is_exact,
-            "settings": serving.index.settings,
+            "is_exact": built.is_exact,
+            "settings": built.settings,
             "recall_asked": recall,
-            "recall@10": measure_recall(serving.index, held_out),
+            "recall@10": measure_recall(built, held_out),
             "recall_queries": len(held_out),
         },
         "filters": list(filters),
@@ -134,10 +148,10 @@ def _write(
         "num_items": len(run.vocabulary),
         "num_added_items": 0 if add_items is None else len(add_items),
         "removed_items": list(remove_items),
-        "max_length": run.config.max_length,
+        "max_length": run.model.sequence_tower.max_length,
         "run": str(run.folder.resolve()),
-        "data": run.config.data,
-        "config": run.config.to_dict(),
+        "data": run.settings.data_path,
+        "config": None if run.config is None else run.config.to_dict(),
         "metrics": run.metrics,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -151,15 +165,28 @@ def refresh(
     remove_items: Sequence[str] = (),
     run: Run | str | os.PathLike | None = None,
 ) -> Path:
-    """Write the next version of an export, with items added or removed since its newest one, and all else as it was.
+    """Write the next version of an export with items added or removed; everything else stays as in its newest version.
+
+    >>> refresh("export", remove_items=["item-7"])  # doctest: +SKIP
+    PosixPath('export/2')
 
     Args:
         folder: the export folder.
-        add_items, remove_items: as of `change_catalogue`.
-        run: the run it came from, where that has moved.
+        add_items, remove_items: see `change_catalogue`.
+        run: the run that the export came from, where it has moved. Default: where it lay.
+    Returns:
+        Path of the version folder.
+    Raises:
+        ValueError: the folder is no export, its run is gone, or as for `change_catalogue`.
+        NewerFormatError: a newer tfrec wrote the export.
     """
     newest = latest_version(folder)
     manifest = json.loads((newest / MANIFEST).read_text(encoding="utf-8"))
+    check_format(newest, manifest, FORMAT)
+    if run is None and not Path(manifest["run"]).is_dir():
+        raise ValueError(
+            f"The run of the export is no longer at `{manifest['run']}`: pass where it lies now, with --run."
+        )
     before = newest / "assets.extra" / ADDED
     added = [pyarrow.parquet.read_table(before)] if before.is_file() else []
     added += [] if add_items is None else [add_items]

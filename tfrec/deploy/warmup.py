@@ -8,23 +8,33 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfrec.data.prepared import PreparedData
 from tfrec.deploy.serving_model import DTYPES
-from tfrec.training.config import Config
+from tfrec.training.run import Run
 
 WARMUP_REQUESTS = 4
 
 
-def write_warmup(path: Path, data: PreparedData, config: Config, k: int, filters: Sequence[str]) -> None:
-    """Requests that TF Serving replays when it loads the model: each signature, with histories as long as real ones."""
+def write_warmup(path: Path, run: Run, k: int, filters: Sequence[str]) -> None:
+    """Write the requests that TensorFlow Serving replays when it loads a model.
+
+    Each signature is asked with histories of one item up to the length of the run's longest.
+
+    Args:
+        path: the file to write.
+        run: the run.
+        k: int, items asked for.
+        filters: names of the attributes that requests can filter by.
+    """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
-    lengths = np.linspace(1, max(1, np.minimum(data.lengths, config.max_length).max()), WARMUP_REQUESTS).astype(int)
-    ids = np.array(data.vocabulary.item_ids, dtype=object)
+    tower = run.model.sequence_tower
+    longest = min(run.length_quantiles["max"] or tower.max_length, tower.max_length)
+    lengths = np.linspace(1, max(1, longest), WARMUP_REQUESTS).astype(int)
+    ids = np.array(run.vocabulary.item_ids, dtype=object)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for length in lengths:
             query: dict[str, list] = {"history": [[str(i) for i in np.resize(ids, length)]]}
-            if config.reads_times:
+            if tower.reads_times:
                 query |= {"timestamps": [[0] * int(length)], "request_time": [0]}
             item = [str(ids[0])]
             requests: dict[str, dict[str, list]] = {

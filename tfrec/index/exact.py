@@ -17,13 +17,36 @@ Allows = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """`allows(items, rows)`: which items, int32 `(R, C)`, the requests of the batch numbered `rows`, `(R,)`, let through."""
 
 
-def is_in(items, excluded):
+def is_in(items, excluded, for_edge: bool = False):
     """Whether each of `items`, int32 `(B, C)`, is in its row of `excluded`, int32 `(B, X)`: bool `(B, C)`.
 
-    A sorted row is searched in O(log X) for each item, without a `(C, X)` table.
+    A sorted row is searched in O(log X) for each item, without a `(C, X)` table. LiteRT has no such search: there the table.
     """
+    if for_edge:
+        return tf.reduce_any(tf.equal(tf.expand_dims(items, 2), tf.expand_dims(excluded, 1)), axis=2)
     excluded = tf.concat([tf.sort(excluded, axis=1), tf.fill((tf.shape(excluded)[0], 1), tf.int32.max)], axis=1)
     return tf.equal(tf.gather(excluded, tf.searchsorted(excluded, items), batch_dims=1), items)
+
+
+def keep_best(scores, items, k, excluded, allows: Allows | None, rows, for_edge: bool = False):
+    """The `k` best of some candidates: those that are neither excluded nor filtered out.
+
+    Args:
+        scores, items: float32 and int32, shape `(B, C)`.
+        k: int or int32 scalar; at most C.
+        excluded: int32 `(B, X)`, or None.
+        allows: the filter, or None.
+        rows: int32 `(B,)`, the numbers of the requests in the batch, for the filter.
+        for_edge: bool, use only ops that LiteRT has built in. Default: False.
+    Returns:
+        `(scores, items)`, shape `(B, k)`, best first; -inf where no item is left.
+    """
+    if excluded is not None:
+        scores = tf.where(is_in(items, excluded, for_edge), -np.inf, scores)
+    if allows is not None:
+        scores = tf.where(allows(items, rows), scores, -np.inf)
+    scores, kept = tf.math.top_k(scores, k)
+    return scores, tf.gather(items, kept, batch_dims=1)
 
 
 class ExactIndex(tf.Module):
@@ -77,7 +100,12 @@ class ExactIndex(tf.Module):
         return tf.math.top_k(self.score_all(queries), number)
 
     def query(
-        self, queries: tf.Tensor, k: tf.Tensor | int, excluded: tf.Tensor | None = None, allows: Allows | None = None
+        self,
+        queries: tf.Tensor,
+        k: tf.Tensor | int,
+        excluded: tf.Tensor | None = None,
+        allows: Allows | None = None,
+        for_edge: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The `k` best items that are neither excluded nor filtered out.
 
@@ -89,22 +117,25 @@ class ExactIndex(tf.Module):
             k: int or int32 scalar.
             excluded: None, or int32 `(batch, X)`: items that are not to come back; below 0: no item.
             allows: None, or the filter.
+            for_edge: bool, use only ops that LiteRT has built in, for one query; the number of candidates covers all
+                exclusions, so no exact pass follows. Default: False.
         Returns:
             `(scores, items)`: float32 and int32, `(batch, min(k, num_items))`, best first; -inf where no item is left.
         """
+        if for_edge:
+            assert isinstance(k, int)
+            k = min(k, self.num_items)
+            number: Any = min(k + (0 if excluded is None else excluded.shape[1]), self.num_items)
+            scores, items = self.candidates(queries, number)
+            return keep_best(scores, items, k, excluded, allows, tf.range(1), for_edge)
         k = tf.minimum(k, self.num_items)
         number = k
         if excluded is not None:
             number += tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(excluded >= 0, tf.int32), axis=1)), 0)
         number = tf.minimum(number if allows is None else number + SPARE, self.num_items)
         scores, items = self.candidates(queries, number)
-        if excluded is not None:
-            scores = tf.where(is_in(items, excluded), -np.inf, scores)
-        if allows is not None:
-            scores = tf.where(allows(items, tf.range(tf.shape(items)[0])), scores, -np.inf)
         if excluded is not None or allows is not None:
-            scores, kept = tf.math.top_k(scores, k)
-            items = tf.gather(items, kept, batch_dims=1)
+            scores, items = keep_best(scores, items, k, excluded, allows, tf.range(tf.shape(items)[0]))
         if self.is_exact and allows is None:
             return scores, items
         short = tf.where(tf.logical_and(tf.reduce_any(tf.math.is_inf(scores), axis=1), number < self.num_items))

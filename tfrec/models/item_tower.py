@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import keras
 from keras import ops
 
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
-from tfrec.layers.normalization import l2_normalize
+from tfrec.models.towers import AbstractItemTower
 
 
 @keras.saving.register_keras_serializable("tfrec")
-class ItemTower(keras.layers.Layer):
-    """Embeds items: an id table, shared by the histories that are read and the catalogue that is ranked.
+class ItemTower(AbstractItemTower):
+    """Embeds items by an id table, which the histories and the ranked catalogue share.
 
     Source: the shared item matrix of Kang & McAuley 2018, section III-C; the optional MLP is the usual two-tower
-    candidate network (Yi et al. 2019).
+    candidate network (Yi et al. 2019). Differs from the sources: the MLP is residual.
+
+    >>> tower = ItemTower(num_items=5, width=4)
+    >>> tower.build()
+    >>> tower.catalogue().shape
+    TensorShape([5, 4])
 
     Args:
-        num_items: int > 0: size of the catalogue, without padding and unknown.
-        width: int > 0: width of the id table.
-        mlp_dims: ints: hidden widths of an MLP (GELU) on top of the table, added to what it reads; none by default.
-        normalize: whether `candidates` and `catalogue` have length 1.
-        init_stddev: float: of the normal distribution that the table starts from; 0: zeros, at a third of the memory.
+        num_items: int > 0, size of the catalogue, without padding and unknown.
+        width: int > 0, width of the id table.
+        mlp_dims: ints, hidden widths of an MLP (GELU) that is added to the rows of the table. Default: no MLP.
+        normalize: bool, whether candidates are L2-normalised. Default: False.
+        init_stddev: float, standard deviation of the table's first values; 0 starts from zeros, at a third of the memory.
+            Default: 0.02.
     Call arguments:
         item_index: int tensor, any shape: `PAD_INDEX`, `OOV_INDEX` or `FIRST_ITEM_INDEX + i`.
     Returns:
@@ -48,7 +53,6 @@ class ItemTower(keras.layers.Layer):
         self.mlp_dims = list(mlp_dims)
         self.normalize = normalize
         self.init_stddev = init_stddev
-        self._reading: tuple | None = None
         own = {"dtype": self.dtype_policy}
         self.mlp = [keras.layers.Dense(d, activation="gelu", **own) for d in self.mlp_dims]
         if self.mlp:
@@ -65,46 +69,18 @@ class ItemTower(keras.layers.Layer):
             layer.build((None, dim))
             dim = layer.units
 
-    def _refine(self, x):
+    def refine(self, x):
+        """Rows of the table in the form that histories read: through the MLP, where there is one."""
         h = x
         for layer in self.mlp:
             h = layer(h)
         return x + h if self.mlp else x
 
-    @contextlib.contextmanager
-    def reading(self, rows, item_index):
-        """While it lasts, item indexes mean places in `rows`, which are the table's rows at `item_index`.
-
-        So a training step can work on the few rows that its batch holds (`lazy_table`).
-        """
-        self._reading = rows, item_index
-        try:
-            yield
-        finally:
-            self._reading = None
-
-    def original(self, item_index):
-        """The item indexes in the catalogue, also while `reading`."""
-        return item_index if self._reading is None else ops.take(self._reading[1], item_index, axis=0)
-
     def call(self, item_index):
-        table = self.table if self._reading is None else self._reading[0]
-        return self._refine(ops.take(ops.cast(table, self.compute_dtype), item_index, axis=0))
-
-    def _as_candidates(self, x):
-        x = ops.cast(x, "float32")
-        return l2_normalize(x) if self.normalize else x
-
-    def candidates(self, item_index):
-        """What queries are compared with: float32 tensor, shape `(*item_index.shape, width)`."""
-        return self._as_candidates(self(item_index))
+        return self.refine(ops.take(ops.cast(self.table, self.compute_dtype), item_index, axis=0))
 
     def catalogue(self):
-        """Every candidate: float32 tensor, shape `(num_items, width)`; row `i` has item index `i + FIRST_ITEM_INDEX`."""
-        return self._as_candidates(self._refine(ops.convert_to_tensor(self.table)[FIRST_ITEM_INDEX:]))
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape, self.width)
+        return self.as_candidates(self.refine(ops.convert_to_tensor(self.table)[FIRST_ITEM_INDEX:]))
 
     def get_config(self):
         own = {"num_items": self.num_items, "width": self.width, "mlp_dims": self.mlp_dims}

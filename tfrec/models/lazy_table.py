@@ -1,9 +1,8 @@
-"""Training a large item table: a step reads, differentiates and updates only the rows that its batch holds.
+"""Training a large item table: a step reads, differentiates and updates only the rows of its batch.
 
-Automatic differentiation gives the whole table a gradient, and an optimizer touches every row of it and of its moments; at a
-million items that is most of a step. Here the rows of a batch are gathered first; the compiled step sees them as a small
-table of its own, and gives back their gradient; `LazyAdamW` updates those rows. A step costs what its batch costs, whatever
-the catalogue.
+Automatic differentiation gives the whole table a gradient, and an optimizer touches every row of the table and of its moments. At
+a million items that is most of a step. Here the rows of a batch are gathered first. The compiled step sees them as a small table
+of its own and returns their gradient, and `LazyAdamW` updates those rows. The cost of a step does not depend on the catalogue.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec.models.item_tower import ItemTower
 from tfrec.models.two_tower import TwoTower
 
 
@@ -43,7 +43,7 @@ class LazyAdamW:
         return [self.mean, self.square, self.step]
 
     def update(self, index: tf.Tensor, rows: tf.Tensor, gradient: tf.Tensor) -> None:
-        """Move `rows`, which stand at `index` in the table, against their gradient. A repeated index must repeat its row."""
+        """Move `rows`, which lie at `index` in the table, against their gradient. A repeated index must repeat its row."""
         rate = self.learning_rate(self.step) if callable(self.learning_rate) else self.learning_rate
         step = tf.cast(self.step.assign_add(1), tf.float32)
         mean = self.beta_1 * tf.gather(self.mean, index) + (1 - self.beta_1) * gradient
@@ -54,13 +54,40 @@ class LazyAdamW:
             tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=index, updates=value)
 
 
+class RowsOfTable:
+    """An item tower over some rows of its table: item indexes are places in `rows`.
+
+    Args:
+        tower: `ItemTower`.
+        rows: float tensor, shape `(R, width)`, the rows.
+        item_index: int tensor, shape `(R,)`, the item index of each row.
+    """
+
+    def __init__(self, tower: ItemTower, rows: tf.Tensor, item_index: tf.Tensor) -> None:
+        self.tower, self.rows, self.item_index = tower, rows, item_index
+        self.num_items = tower.num_items
+
+    def __call__(self, place):
+        """The vectors that histories read; see `ItemTower.call`."""
+        return self.tower.refine(tf.gather(tf.cast(self.rows, self.tower.compute_dtype), place))
+
+    def candidates(self, place):
+        """The vectors that queries are compared with; see `ItemTower.candidates`."""
+        return self.tower.as_candidates(self(place))
+
+    def original(self, place):
+        """The item indexes in the catalogue."""
+        return tf.gather(self.item_index, place)
+
+
 class LazyTableTrainer:
     """The training step of a `TwoTower` whose item table is updated lazily.
 
     Args:
-        model: built and compiled; its optimizer has everything but the table.
-        optimizer: for the table.
-        jit_compile: compile the step with XLA, between the gather of the rows and their update.
+        model: `TwoTower` with an `ItemTower`, built and compiled with a loss that draws negatives; its optimizer has all
+            weights but the table.
+        optimizer: `LazyAdamW` for the table.
+        jit_compile: bool, compile the step with XLA, between the gather of the rows and their update. Default: True.
     """
 
     def __init__(self, model: TwoTower, optimizer: LazyAdamW, jit_compile: bool = True) -> None:
@@ -68,11 +95,12 @@ class LazyTableTrainer:
         self.dense = [v for v in model.trainable_variables if v is not model.item_tower.table]
         self._step = tf.function(self._differentiate, jit_compile=jit_compile, autograph=False)
 
-    def __call__(self, inputs, target) -> None:
-        """One step: the body of `TwoTower.train_step`."""
+    def __call__(self, inputs, target, sample_weight=None) -> tf.Tensor:
+        """Train one step, the body of `TwoTower.train_step`; return the queries."""
         history, tower = inputs["history"], self.model.item_tower
+        weight = self.model.position_weights(inputs, target, sample_weight, training=True)
         negatives = self.model.loss.draw(tower.num_items)
-        # so many different rows at most, whatever the batch holds
+        # at most so many different rows, for any batch
         parts = [tf.reshape(history, [-1]), tf.reshape(target, [-1]), negatives]
         unique, local = tf.unique(tf.concat(parts, 0))
         most = 2 * tf.size(history) + tf.size(negatives) + 1
@@ -84,17 +112,17 @@ class LazyTableTrainer:
             )
         )
         rows = tf.gather(tower.table.value, index)
-        gradient = self._step(rows, index, inputs | {"history": history}, target, negatives)
+        gradient, query = self._step(rows, index, inputs | {"history": history}, target, weight, negatives)
         self.optimizer.update(index, rows, gradient)
+        return query
 
-    def _differentiate(self, rows, index, inputs, target, negatives):
+    def _differentiate(self, rows, index, inputs, target, weight, negatives):
         model = self.model
-        with tf.GradientTape() as tape, model.item_tower.reading(rows, index):
+        with tf.GradientTape() as tape:
             tape.watch(rows)
-            query = model(inputs, training=True)
-            total, count = model.loss(query, target, inputs, model.item_tower, negatives)
-            loss = total / tf.maximum(count, 1)
+            items = RowsOfTable(model.item_tower, rows, index)
+            query = model(inputs, vectors=items(inputs["history"]), training=True)
+            loss = model.mean_of(*model.loss(query, target, inputs, items, weight, negatives=negatives))
         of_rows, *of_dense = tape.gradient(loss, [rows, *(v.value for v in self.dense)])
         model.optimizer.apply(of_dense, self.dense)
-        model.mean_loss.update_state(loss, sample_weight=count)
-        return tf.convert_to_tensor(of_rows)
+        return tf.convert_to_tensor(of_rows), query

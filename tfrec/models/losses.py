@@ -1,13 +1,16 @@
-"""What a query is trained against. A loss is called with the queries, their targets, the inputs, and the item tower.
+"""Losses between queries and the catalogue.
 
-loss(query, target, inputs, item_tower) -> (sum over real positions, number of real positions)
+loss(query, target, inputs, item_tower, sample_weight) -> (weighted sum over positions, sum of weights)
 
-query    float (batch, length, width)     target   int (batch, length), item indexes
-inputs   of `TwoTower`: `is_real` says which positions have a target, `history` and `end` what they have seen
+query          float (batch, length, width), the query after each position
+target         int (batch, length), the item index of the next item
+inputs         the inputs of `TwoTower`: `is_real`, `history` and, of packed rows, `end`
+sample_weight  float32 (batch, length), the weight of each position, 0 at padding; by default 1 at real positions
 
-`seen_weight` multiplies the odds of what a position has in its history, at it or before, each time that it is there; of all but
-its own target. A ranking leaves seen items out, so a model need not learn to: at 1 the table that reads an item draws
-queries to it, and the softmax drives them away; at 0 the softmax knows as little of seen items as the ranking.
+`seen_weight` multiplies the odds of the items in a position's history, at it or before, once for each time that an item is there;
+the odds of the position's own target stay. A ranking leaves seen items out, so a model need not learn to avoid them. At 1 the
+table that reads an item draws queries to it, and the softmax drives them away. At 0 the softmax ignores seen items, as the ranking
+does.
 """
 
 from __future__ import annotations
@@ -20,22 +23,22 @@ from keras import ops
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 
 LOGITS_BYTES = 4 << 20
-"""About how much a block of logits takes: what fits a core's share of the last cache level."""
+"""About the size of a block of logits: a core's share of the last cache level."""
 SMALLEST_BLOCK = 128
-"""Positions of a block for however many items: fewer make slow matrix products. A loss never holds more logits than these."""
+"""The fewest positions of a block, for any number of items: fewer make slow matrix products."""
 LARGEST_BLOCK = 1024
-"""Positions of a block for however few items: what a block's positions have seen is a table of its positions by themselves."""
+"""The most positions of a block, for any number of items: seen items take a table of a block's positions by themselves."""
 LEFT_OUT = -1e9
 """Added to the logit of an item that is left out."""
 
 
 def log_weight(weight: float) -> float:
-    """What multiplies odds by `weight` when it is added to a logit."""
+    """The logit offset that multiplies the odds by `weight`."""
     return math.log(weight) if weight else LEFT_OUT
 
 
 def histories(inputs):
-    """Which history each position belongs to: int32 tensor, shape `(batch, length)`; -1 at padding."""
+    """The number of the history that each position belongs to: int32 tensor, shape `(batch, length)`; -1 at padding."""
     is_real = inputs["is_real"]
     rows, length = ops.shape(is_real)
     end = ops.cast(inputs["end"], "int32") if "end" in inputs else ops.full((rows, length), length, "int32")
@@ -46,8 +49,8 @@ def histories(inputs):
 def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0, seen=None):
     """Weighted sum of `-log softmax(query @ items.T)[label]`, without ever holding all logits.
 
-    The gradient is made in the forward pass: a block of positions at a time computes its logits, what they contribute to the
-    gradients of `query` and `items`, and forgets them. Three matrix products as without blocks, no recomputation, and
+    The gradient is computed in the forward pass. A block of positions at a time computes its logits and their part of the
+    gradients of `query` and `items`, and forgets them: three matrix products as without blocks, no recomputation, and
     memory for one block.
     Source: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models", and Liger Kernel's fused linear
     cross-entropy. Differs from the sources: plain `keras.ops`, blocks of positions only.
@@ -58,9 +61,9 @@ def softmax_cross_entropy(query, items, label, weight, label_smoothing=0.0, seen
         label: int tensor, shape `(positions,)`: rows of `items`.
         weight: float32 tensor, shape `(positions,)`; 0 leaves a position out.
         label_smoothing: float in [0, 1): this share of each target is spread evenly over all items that are not left out.
-        seen: None, or `(read, history, reach, change)`: what to add to the logits of a position for the items that its
-            history read at it and before, but for its label. `read`, int tensor `(positions,)`, are rows of `items`, or
-            negative; `history`, int tensor `(positions,)`, tells histories apart; `reach`: how far back one goes, at most.
+        seen: None, or `(read, history, reach, change)`. `change` is added to the logits of a position for the items that its
+            history read at it and before, but for its label. `read`, int tensor `(positions,)`, holds rows of `items`, or
+            negative numbers; `history`, int tensor `(positions,)`, tells histories apart; `reach` is the longest way back.
     Returns:
         Float32 scalar tensor.
     """
@@ -135,27 +138,53 @@ def uniform_items(number, num_items, seed_generator):
     return keras.random.randint((number,), FIRST_ITEM_INDEX, last, seed=seed_generator)
 
 
+class RankingLoss(keras.layers.Layer):
+    """The base of the losses: a Keras layer, so that a model tracks and saves its weights and random generators.
+
+    It is called directly, without the conversions of a layer's inputs: the item tower is an argument like the tensors.
+    """
+
+    def __init__(self, name: str | None = None):
+        super().__init__(name=name, dtype="float32")
+        self.built = True
+
+    def __call__(self, query, target, inputs, item_tower, sample_weight=None):
+        raise NotImplementedError
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def position_weight(inputs, sample_weight):
+    """The weight of each position: float32 tensor, shape `(batch, length)`; by default 1 at real positions."""
+    return ops.cast(inputs["is_real"] if sample_weight is None else sample_weight, "float32")
+
+
 @keras.saving.register_keras_serializable("tfrec")
-class FullSoftmax:
+class FullSoftmax(RankingLoss):
     """Cross-entropy over the whole catalogue: every item but the target is a negative.
 
     Source: the loss of GRU4Rec (Hidasi et al. 2016) and of "Turning Dross Into Gold" (Klenitskiy & Vasilev 2023), which
     shows it lifts SASRec above BERT4Rec. Differs from the sources: none known; computed by `softmax_cross_entropy`.
 
+    >>> loss = FullSoftmax(temperature=0.05)  # for model.compile("adam", loss)
+
     Args:
-        temperature: float > 0: logits are divided by it.
-        label_smoothing: float in [0, 1): this share of each target is spread evenly over all items that are not left out.
-        seen_weight: float in [0, 1]; 0 leaves out what a history holds.
+        temperature: float > 0, logits are divided by it. Default: 1.
+        label_smoothing: float in [0, 1), this share of each target is spread evenly over all items that are not left out.
+            Default: 0.
+        seen_weight: float in [0, 1], multiplies the odds of items in the history; 0 leaves them out. Default: 1.
     """
 
-    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0, seen_weight: float = 1.0):
+    def __init__(self, temperature: float = 1.0, label_smoothing: float = 0.0, seen_weight: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
         self.temperature = temperature
         self.label_smoothing = label_smoothing
         self.seen_weight = seen_weight
 
-    def __call__(self, query, target, inputs, item_tower):
+    def __call__(self, query, target, inputs, item_tower, sample_weight=None):
         query = ops.reshape(ops.cast(query, "float32"), (-1, query.shape[-1])) / self.temperature  # P D
-        weight = ops.cast(ops.reshape(inputs["is_real"], (-1,)), "float32")
+        weight = ops.reshape(position_weight(inputs, sample_weight), (-1,))
         label = ops.maximum(ops.reshape(target, (-1,)) - FIRST_ITEM_INDEX, 0)
         seen = None
         if self.seen_weight != 1:
@@ -165,27 +194,20 @@ class FullSoftmax:
         return total, ops.sum(weight)
 
     def get_config(self):
-        return {
-            "temperature": self.temperature,
-            "label_smoothing": self.label_smoothing,
-            "seen_weight": self.seen_weight,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+        own = {"temperature": self.temperature, "label_smoothing": self.label_smoothing}
+        return super().get_config() | own | {"seen_weight": self.seen_weight}
 
 
 def by_time(x):
-    """What has the shape `(batch, length, ...)` with its positions in a row, by time first: shape `(positions, ...)`."""
+    """Flatten `(batch, length, ...)` to `(positions, ...)`, all rows of a time step next to each other."""
     return ops.reshape(ops.swapaxes(x, 0, 1), (-1, *x.shape[2:]))
 
 
 def times_seen(inputs, candidates):
-    """How often a position, in the order of `by_time`, has a candidate in its history, at it or before.
+    """The number of times that each candidate occurs in a position's history, at it or before, in the order of `by_time`.
 
     Args:
-        inputs: as of a loss.
+        inputs: see the losses.
         candidates: int tensor, shape `(num_candidates,)`: item indexes.
     Returns:
         Int32 tensor, shape `(positions, num_candidates)`.
@@ -203,12 +225,12 @@ def times_seen(inputs, candidates):
     return ops.reshape(times, (-1, shape[1]))
 
 
-def sampled_logits(query, target, inputs, item_tower, negatives, temperature, seen_weight=1.0):
+def sampled_logits(query, target, inputs, item_tower, negatives, temperature, seen_weight=1.0, sample_weight=None):
     """Logits of positions, in the order of `by_time`, against their targets and against negatives that they share.
 
     Returns:
         `(own, others, weight)`: float32 tensors, shapes `(positions, 1)`, `(positions, num_negatives)`, `(positions,)`.
-        A negative that is a position's own target, an accidental hit, has -1e9. Padding has weight 0.
+        A negative that is a position's own target, an accidental hit, has -1e9. `weight` is that of each position.
     """
     query, target = by_time(ops.cast(query, "float32")) / temperature, by_time(target)  # P D, P
     own = ops.sum(query * item_tower.candidates(target), axis=-1, keepdims=True)  # P 1
@@ -216,11 +238,11 @@ def sampled_logits(query, target, inputs, item_tower, negatives, temperature, se
     if seen_weight != 1:
         others += log_weight(seen_weight) * ops.cast(times_seen(inputs, negatives), "float32")
     is_hit = ops.equal(ops.expand_dims(target, 1), negatives)
-    return own, ops.where(is_hit, LEFT_OUT, others), ops.cast(by_time(inputs["is_real"]), "float32")
+    return own, ops.where(is_hit, LEFT_OUT, others), by_time(position_weight(inputs, sample_weight))
 
 
 @keras.saving.register_keras_serializable("tfrec")
-class SampledSoftmax:
+class SampledSoftmax(RankingLoss):
     """Cross-entropy against a few uniform negatives, drawn once a step and shared by all positions.
 
     One matrix product for all positions. A negative equal to a position's own target is an accidental hit and gets no
@@ -229,14 +251,19 @@ class SampledSoftmax:
     Source: Jean et al. 2015, "On Using Very Large Target Vocabulary", section 3. Differs from the source: uniform sampling
     with replacement, one draw for the whole batch.
 
+    >>> loss = SampledSoftmax(num_negatives=256)  # for model.compile("adam", loss)
+
     Args:
-        num_negatives: int > 0.
-        temperature: float > 0: logits are divided by it.
-        seed: int.
-        seen_weight: float in [0, 1]; 0 leaves out what a history holds.
+        num_negatives: int > 0. Default: 1,024.
+        temperature: float > 0, logits are divided by it. Default: 1.
+        seed: int, seed of the draws. Default: 0.
+        seen_weight: float in [0, 1], multiplies the odds of items in the history; 0 leaves them out. Default: 1.
     """
 
-    def __init__(self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0, seen_weight: float = 1.0):
+    def __init__(
+        self, num_negatives: int = 1024, temperature: float = 1.0, seed: int = 0, seen_weight: float = 1.0, **kwargs
+    ):
+        super().__init__(**kwargs)
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.seed = seed
@@ -247,23 +274,20 @@ class SampledSoftmax:
         """New negatives: int32 item indexes, shape `(num_negatives,)`."""
         return uniform_items(self.num_negatives, num_items, self.seed_generator)
 
-    def _logits(self, query, target, inputs, item_tower, negatives):
+    def _logits(self, query, target, inputs, item_tower, sample_weight, negatives):
         negatives = self.draw(item_tower.num_items) if negatives is None else negatives
-        return sampled_logits(query, target, inputs, item_tower, negatives, self.temperature, self.seen_weight)
+        scale = (self.temperature, self.seen_weight)
+        return sampled_logits(query, target, inputs, item_tower, negatives, *scale, sample_weight)
 
-    def __call__(self, query, target, inputs, item_tower, negatives=None):
-        own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
+    def __call__(self, query, target, inputs, item_tower, sample_weight=None, negatives=None):
+        own, others, weight = self._logits(query, target, inputs, item_tower, sample_weight, negatives)
         others += math.log(item_tower.num_items / self.num_negatives)
         loss = ops.logsumexp(ops.concatenate([own, others], axis=-1), axis=-1) - own[:, 0]
         return ops.sum(loss * weight), ops.sum(weight)
 
     def get_config(self):
         own = {"num_negatives": self.num_negatives, "temperature": self.temperature}
-        return own | {"seed": self.seed, "seen_weight": self.seen_weight}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+        return super().get_config() | own | {"seed": self.seed, "seen_weight": self.seen_weight}
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -275,15 +299,17 @@ class GBCE(SampledSoftmax):
     Source: Petrov & Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
     Sampling". Differs from the source: the negatives are shared by the positions of a batch, and logits are lowered, which
     leaves every ranking as it is: training begins at the probability of an item drawn at random instead of 1/2 (as in Lin et
-    al. 2017, "Focal Loss for Dense Object Detection", section 3.3). From 1/2 the queries first learn, all alike, to reject
-    whatever is asked, and take long to differ again.
+    al. 2017, "Focal Loss for Dense Object Detection", section 3.3). From 1/2 all queries first learn to reject every item, and
+    take long to differ again.
+
+    >>> loss = GBCE(num_negatives=256, calibration=0.75)  # for model.compile("adam", loss)
 
     Args:
-        num_negatives: int > 0.
-        calibration: float in [0, 1], the paper's `t`.
-        temperature: float > 0: logits are divided by it.
-        seed: int.
-        seen_weight: float in [0, 1]; 0 leaves out what a history holds.
+        num_negatives: int > 0. Default: 256.
+        calibration: float in [0, 1], the paper's `t`. Default: 0.75.
+        temperature: float > 0, logits are divided by it. Default: 1.
+        seed: int, seed of the draws. Default: 0.
+        seen_weight: float in [0, 1], multiplies the odds of items in the history; 0 leaves them out. Default: 1.
     """
 
     def __init__(
@@ -293,8 +319,9 @@ class GBCE(SampledSoftmax):
         temperature: float = 1.0,
         seed: int = 0,
         seen_weight: float = 1.0,
+        **kwargs,
     ):
-        super().__init__(num_negatives, temperature, seed, seen_weight)
+        super().__init__(num_negatives, temperature, seed, seen_weight, **kwargs)
         self.calibration = calibration
 
     def beta(self, num_items: int) -> float:
@@ -302,8 +329,8 @@ class GBCE(SampledSoftmax):
         rate = min(1.0, self.num_negatives / max(1, num_items - 1))
         return rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
 
-    def __call__(self, query, target, inputs, item_tower, negatives=None):
-        own, others, weight = self._logits(query, target, inputs, item_tower, negatives)
+    def __call__(self, query, target, inputs, item_tower, sample_weight=None, negatives=None):
+        own, others, weight = self._logits(query, target, inputs, item_tower, sample_weight, negatives)
         prior = math.log(item_tower.num_items)
         loss = self.beta(item_tower.num_items) * ops.softplus(prior - own[:, 0])
         loss += ops.sum(ops.softplus(others - prior), axis=-1)

@@ -19,45 +19,53 @@ from tfrec.layers.positions import (
     TimeBias,
 )
 from tfrec.layers.recurrent import CELLS, RecurrentBlock
+from tfrec.models.towers import AbstractSequenceTower
 
 BLOCKS = ("transformer", "gated", "hstu", *CELLS)
 POSITIONS = ("absolute", "relative", "rotary")
 
 
 @keras.saving.register_keras_serializable("tfrec")
-class SequenceTower(keras.layers.Layer):
-    """Reads a history of item vectors with causal self-attention; each position becomes a query for the item after it.
+class SequenceTower(AbstractSequenceTower):
+    """Reads a history of item vectors with causal self-attention; each position becomes a query for the next item.
 
     Source: SASRec, Kang & McAuley 2018, is `block="transformer"`, `positions=["absolute"]`. Differs from the source: pre-LN
     blocks, positions counted from the newest item. eSASRec is `block="gated"`, HSTU is `block="hstu"`,
     `positions=["relative"]`; NARM is `block="gru"`, `positions=[]`.
 
+    >>> import numpy as np
+    >>> tower = SequenceTower(max_length=5, num_heads=1)
+    >>> tower(np.ones((1, 2, 4)), is_real=np.array([[True, True]])).shape
+    TensorShape([1, 2, 4])
+
     Args:
-        max_length: int > 0: how much of a history is read (its newest items).
-        num_blocks: int >= 0.
-        num_heads: int > 0; must divide the width of the item vectors.
-        hidden_dim: int > 0: width of the feed-forward layers; four times the width of the item vectors by default.
-        dropout_rate: float in [0, 1).
+        max_length: int > 0, the newest items of a history that are read.
+        num_blocks: int >= 0. Default: 2.
+        num_heads: int > 0; must divide the width of the item vectors. Default: 2.
+        hidden_dim: int > 0, width of the feed-forward layers. Default: four times the width of the item vectors.
+        dropout_rate: float in [0, 1). Default: 0.2.
         block: `"transformer"` (`TransformerBlock`), `"gated"` (`GatedBlock`), `"hstu"` (`HSTUBlock`), or, to compare with,
             `"gru"` and `"lstm"` (`RecurrentBlock`). The last three have no feed-forward layer.
-        positions: how the order of items is known, any of `"absolute"` (`PositionFromNewest`), `"relative"`
-            (`RelativePositionBias`) and `"rotary"` (`rotate`).
-        attention_window: None, or int > 0: a position sees so many of the newest positions up to itself, at a cost linear in
-            the length.
-        time_bias: whether attention knows how long ago each item was (`TimeBias`), and each position how long after its item
-            the next is asked for (`ElapsedEmbedding`).
-        calendar: whether the hour and the weekday of the request are known (`CalendarEmbedding`).
-        attention_dropout_rate: float in [0, 1): of the attention weights; `dropout_rate` by default.
-        mask_rate: float in [0, 1): the share of a history's items that are hidden in training.
-        normalize: whether queries have length 1.
+        positions: encodings of the order of items, any of `"absolute"` (`PositionFromNewest`), `"relative"`
+            (`RelativePositionBias`) and `"rotary"` (`rotate`). Default: `("absolute",)`.
+        attention_window: int > 0, the number of newest positions up to itself that a position sees, at a cost linear in the
+            length. Default: all.
+        time_bias: bool, whether attention knows the age of each item (`TimeBias`), and each position the time until the next
+            request (`ElapsedEmbedding`). Default: False.
+        calendar: bool, whether the tower knows hour and weekday of the request (`CalendarEmbedding`). Default: False.
+        attention_dropout_rate: float in [0, 1), dropout of the attention weights. Default: `dropout_rate`.
+        mask_rate: float in [0, 1), share of a history's items that training hides. Default: 0.
+        normalize: bool, whether queries are L2-normalised. Default: False.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end: as of `CausalSelfAttention`: for rows that pack several histories.
-        timestamps, request_times: as of `TimeBias`, for a tower that `reads_times`.
+        end: int tensor, for rows that pack several histories; see `CausalSelfAttention`.
+        timestamps, request_times: int tensors, for a tower that reads times; see `TimeBias`.
     Returns:
         Float tensor, shape of `x`: the query after each position; zeros at padding.
     """
+
+    supports_packing = True
 
     def __init__(
         self,
@@ -133,12 +141,12 @@ class SequenceTower(keras.layers.Layer):
         return kind(self.num_heads, self.hidden_dim or 4 * width, self.dropout_rate, **attention, **own)
 
     @property
-    def reads_times(self) -> bool:
-        """Whether `timestamps` and `request_times` are needed."""
+    def reads_times(self) -> bool:  # type: ignore[override]
+        """Whether `call` needs `timestamps` and `request_times`."""
         return self.time_bias or self.calendar
 
     def _bias(self, block: int, length, is_packed: bool, timestamps, request_times):
-        """What block number `block` adds to the logits of its attention, or None."""
+        """The bias that block number `block` adds to the logits of its attention, or None."""
         window, bias = self.attention_window, None
         if self.distances:
             of_distance = self.distances[block].between(2 * window if window else length, by_gather=is_packed)
@@ -148,7 +156,9 @@ class SequenceTower(keras.layers.Layer):
             bias = of_time if bias is None else bias + of_time
         return bias
 
-    def call(self, x, is_real, end=None, timestamps=None, request_times=None, training=None):
+    def call(  # type: ignore[override]
+        self, x, is_real, end=None, timestamps=None, request_times=None, training=None
+    ):
         if self.reads_times and timestamps is None:
             raise ValueError("`time_bias` and `calendar` need `timestamps` and `request_times`.")
         x = self.mask(x, training=training)
@@ -166,9 +176,6 @@ class SequenceTower(keras.layers.Layer):
         if self.normalize:
             x = l2_normalize(x)
         return ops.where(ops.expand_dims(is_real, -1), x, 0)
-
-    def compute_output_shape(self, input_shape, *_, **__):
-        return input_shape
 
     def get_config(self):
         own = {

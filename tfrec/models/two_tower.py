@@ -2,84 +2,243 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
+from tfrec.data.batches import prepare_inputs
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.layers.pooling import newest
-from tfrec.models.item_tower import ItemTower
-from tfrec.models.sequence_tower import SequenceTower
+from tfrec.models.ranking_metrics import RankingMetric, target_ranks
+from tfrec.models.towers import AbstractItemTower, AbstractSequenceTower, check_towers
+
+LOSS_SIGNATURE = "loss(query, target, inputs, item_tower, sample_weight) -> (weighted sum, sum of weights)"
+LOSS_ARGUMENTS = ("query", "target", "inputs", "item_tower", "sample_weight")
 
 
 @keras.saving.register_keras_serializable("tfrec")
 class TwoTower(keras.Model):
     """A two-tower retrieval model: queries from histories, candidates from the catalogue, their dot product the score.
 
-    It is trained with `fit` on every position of a history at once, against any loss of `tfrec.models.losses` or
-    `tfrec.models.tfrs_task`, given to `compile(loss=...)`.
+    `fit` learns from every position of a history at once.
+
+    >>> import numpy as np
+    >>> from tfrec.models.item_tower import ItemTower
+    >>> from tfrec.models.losses import FullSoftmax
+    >>> from tfrec.models.sequence_tower import SequenceTower
+    >>> model = TwoTower(ItemTower(num_items=5, width=4), SequenceTower(max_length=3, num_heads=1))
+    >>> model.compile("adam", FullSoftmax())
+    >>> inputs = {"history": np.array([[2, 3, 4]], "int32"), "is_real": np.array([[True, True, True]])}
+    >>> losses = model.fit(inputs, np.array([[3, 4, 5]], "int32"), verbose=0).history["loss"]
 
     Args:
-        item_tower: `ItemTower`.
-        sequence_tower: `SequenceTower`.
+        item_tower: `ItemTower`, or another `AbstractItemTower`.
+        sequence_tower: `SequenceTower`, or another `AbstractSequenceTower`.
     Call arguments:
-        inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`; where rows
-            pack several histories, also `end`, int32 `(batch, length)`: see `CausalSelfAttention`; for a
-            tower that `reads_times`, `timestamps` and `request_times`, int64 `(batch, length)`: see `TimeBias`.
-        vectors: None, or float tensor `(batch, length, width)`: the item vectors of the history, where they are at hand.
+        inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`. Rows that pack
+            several histories also have `end`, int32 `(batch, length)`; see `CausalSelfAttention`. For a tower that reads times
+            also `timestamps` and `request_times`, int64 `(batch, length)`; see `TimeBias`.
+        vectors: float tensor `(batch, length, width)`, the item vectors of the history, where they are at hand. Default: those of
+            the item tower.
     Returns:
         Float tensor, shape `(batch, length, width)`: the query after each position.
+    Raises:
+        TypeError: a tower lacks something; the message names it.
     """
 
-    def __init__(self, item_tower: ItemTower, sequence_tower: SequenceTower, **kwargs):
+    def __init__(self, item_tower: AbstractItemTower, sequence_tower: AbstractSequenceTower, **kwargs):
         super().__init__(**kwargs)
+        check_towers(item_tower, sequence_tower)
         self.item_tower = item_tower
         self.sequence_tower = sequence_tower
         self.mean_loss = keras.metrics.Mean(name="loss")
+        self.ranking_metrics: list[RankingMetric] = []
         self.table_trainer: Any = None
         """A `LazyTableTrainer` takes the place of the training step of Keras, for a large item table."""
+        self._class_weight: Any = None
 
     def build(self, input_shape=None):
         if not self.item_tower.built:
-            self.item_tower.build()
+            self.item_tower.build(None)
         if not self.sequence_tower.built:
-            self.sequence_tower.build((None, None, self.item_tower.width))
+            length, width = self.sequence_tower.max_length, self.item_tower.width
+            if type(self.sequence_tower).build is keras.layers.Layer.build:
+                # The default `build` leaves the layers inside unbuilt until they are called.
+                x, is_real = keras.KerasTensor((None, length, width)), keras.KerasTensor((None, length), "bool")
+                self.sequence_tower(x, is_real=is_real)
+            else:
+                self.sequence_tower.build((None, None, width))
 
     def build_from_config(self, config):
         self.build()
 
+    # --- training --------------------------------------------------------------------------------------------------------
+
+    def compile(self, optimizer="adam", loss=None, *, metrics=None, loss_weights=None, weighted_metrics=None, **kwargs):
+        """Configure the model for training.
+
+        Args:
+            optimizer: as for `keras.Model.compile`. Default: Adam.
+            loss: `FullSoftmax`, `SampledSoftmax`, `GBCE`, `TfrsRetrieval`, or any callable
+                `loss(query, target, inputs, item_tower, sample_weight) -> (weighted sum, sum of weights)`. `query` is float
+                `(batch, length, width)`, `target` int `(batch, length)`, `inputs` the dict that the model was called with,
+                `sample_weight` float32 `(batch, length)`, 0 at padding.
+            metrics: list of `HitRate`, `NDCG` and `MRR`. Default: none.
+            kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and `auto_scale_loss`, as for `keras.Model.compile`.
+        Raises:
+            TypeError: the loss or a metric cannot work with this model; the message says which ones can.
+        """
+        _check_loss(loss)
+        if loss_weights is not None or weighted_metrics is not None:
+            raise TypeError(
+                "A `TwoTower` has one loss and weighs its metrics: leave out `loss_weights` and `weighted_metrics`."
+            )
+        metrics = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+        for metric in metrics:
+            if not isinstance(metric, RankingMetric):
+                raise TypeError(f"`metrics` may hold tfrec's HitRate(k), NDCG(k) and MRR(). Received: {metric!r}.")
+        old = self.__dict__.get("loss")
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        self.ranking_metrics = metrics
+        self._track(old, loss)
+
+    def _track(self, old, new) -> None:
+        """Track the variables of a new loss instead of an old one; Keras tracks nothing in `compile`."""
+        locked = self._tracker.locked
+        self._tracker.unlock()
+        if isinstance(old, keras.layers.Layer):
+            self._tracker.untrack(old)
+        if isinstance(new, keras.layers.Layer):
+            self._tracker.track(new)
+        if locked:
+            self._tracker.lock()
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and self.ranking_metrics:
+            config["metrics"] = [keras.saving.serialize_keras_object(metric) for metric in self.ranking_metrics]
+        return config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
     @property
     def metrics(self):
-        """Keras's own mean of the loss weighs batches by their rows; ours, by their positions, takes its place."""
-        return [m for m in super().metrics if m.name != "loss" or m is self.mean_loss]
+        """The mean loss over positions (Keras's own weighs batches by their rows) and the ranking metrics."""
+        return [self.mean_loss, *self.ranking_metrics]
 
-    def call(self, inputs, vectors=None, training=None):
-        vectors = self.item_tower(inputs["history"]) if vectors is None else vectors  # B L D
-        others = {name: value for name, value in inputs.items() if name != "history"}
-        return self.sequence_tower(vectors, **others, training=training)
+    def fit(self, *args, class_weight: Mapping[int, float] | None = None, **kwargs):
+        """Train the model, as `keras.Model.fit`.
 
-    def embed_history(self, inputs, vectors=None):
-        """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one."""
-        return keras.ops.cast(newest(self(inputs, vectors, training=False), inputs["is_real"]), "float32")
+        Args:
+            sample_weight: float array, shape `(batch,)` or `(batch, length)`, weighs the positions of each row.
+            class_weight: dict, weighs each position by the item index of its target. Default: 1 for all.
+        """
+        if class_weight != self._class_weight:
+            self._class_weight = None if class_weight is None else dict(class_weight)
+            self.train_function = None  # it was traced with the weights of before
+        return super().fit(*args, **kwargs)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        total, count = self.loss(y_pred, y, x, self.item_tower)
-        loss = total / keras.ops.maximum(count, 1)
+    def position_weights(self, inputs, target, sample_weight=None, training: bool = False):
+        """The weight of each position: float32 `(batch, length)`, 0 at padding."""
+        weight = ops.cast(inputs["is_real"], "float32")
+        if sample_weight is not None:
+            given = ops.cast(sample_weight, "float32")
+            weight *= ops.expand_dims(given, 1) if len(given.shape) == 1 else given
+        if training and self._class_weight is not None:
+            table = [self._class_weight.get(i, 1.0) for i in range(self.item_tower.num_items + FIRST_ITEM_INDEX)]
+            weight *= ops.take(ops.convert_to_tensor(table, "float32"), target, axis=0)
+        return weight
+
+    def mean_of(self, total, count):
+        """The loss of a batch: the weighted mean over positions, plus `add_loss` and regularisers."""
+        loss = total / ops.where(count > 0, count, 1.0)
+        if self.losses:
+            loss += sum(ops.cast(ops.sum(part), "float32") for part in self.losses)
         self.mean_loss.update_state(loss, sample_weight=count)
         return loss
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        weight = self.position_weights(x, y, sample_weight, training)
+        return self.mean_of(*self.loss(y_pred, y, x, self.item_tower, weight))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if self.ranking_metrics:
+            ranks = target_ranks(y_pred, y, x, self.item_tower)
+            weight = self.position_weights(x, y, sample_weight)
+            for metric in self.ranking_metrics:
+                metric.update_state(*ranks, self.item_tower.num_items, weight)  # type: ignore[call-arg]
+        return self.get_metrics_result()
 
     def train_step(self, data):
         if self.table_trainer is None:
             return super().train_step(data)
-        inputs, target, _ = keras.utils.unpack_x_y_sample_weight(data)
-        self.table_trainer(inputs, target)
-        return self.get_metrics_result()
+        inputs, target, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        query = self.table_trainer(inputs, target, sample_weight)
+        return self.compute_metrics(inputs, target, query, sample_weight)
+
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def call(self, inputs, vectors=None, training=None):
+        if "end" in inputs and not self.sequence_tower.supports_packing:
+            raise ValueError(
+                f"{type(self.sequence_tower).__name__} does not support packed rows, which have `end`: make the batches with "
+                f"`is_packed=False`."
+            )
+        vectors = self.item_tower(inputs["history"]) if vectors is None else vectors  # B L D
+        others = {name: value for name, value in inputs.items() if name != "history"}
+        query = self.sequence_tower(vectors, **others, training=training)
+        if len(query.shape) != 3 or query.shape[-1] != self.item_tower.width:
+            raise ValueError(
+                f"{type(self.sequence_tower).__name__} must return a query after each position, shape (batch, length, "
+                f"{self.item_tower.width}). Received: {tuple(query.shape)}."
+            )
+        return query
+
+    def embed_history(self, inputs, vectors=None):
+        """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one."""
+        return ops.cast(newest(self(inputs, vectors, training=False), inputs["is_real"]), "float32")
 
     def predict_step(self, data):
-        """What `predict` returns: `embed_history` of each row; where rows pack several histories, every position's query."""
+        """The result of `predict`: `embed_history` of each row; for packed rows, the query after every position."""
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if "end" in inputs:
-            return keras.ops.cast(self(inputs, training=False), "float32")
+            return ops.cast(self(inputs, training=False), "float32")
         return self.embed_history(inputs)
+
+    def export(self, filepath, format="tf_saved_model", **kwargs):
+        """Write a SavedModel that embeds histories of item indexes; `tfrec.export` writes one that recommends by item ids.
+
+        Its signature `serving_default` takes `history`, int32 `(batch, length)`, oldest first, 0 = padding, and for a model that
+        reads times also `timestamps` and `request_time`, int64. It returns `embedding`, float32 `(batch, width)`.
+
+        Args:
+            filepath: the folder to write.
+            format: `"tf_saved_model"`, the only one.
+        """
+        if format != "tf_saved_model" or kwargs.get("input_signature") is not None:
+            raise ValueError(
+                "`TwoTower.export` writes a tf_saved_model with a signature of its own. For ids in and recommendations out call "
+                "`tfrec.export(run, folder)`, for LiteRT `tfrec.to_litert(run, file)`."
+            )
+        inputs = {"history": keras.InputSpec("int32", (None, None), name="history")}
+        if self.sequence_tower.reads_times:
+            inputs["timestamps"] = keras.InputSpec("int64", (None, None), name="timestamps")
+            inputs["request_time"] = keras.InputSpec("int64", (None,), name="request_time")
+
+        def embed(given):
+            history, *times = (given[name] for name in inputs)
+            return {"embedding": self.embed_history(prepare_inputs(history, self.sequence_tower.max_length, *times))}
+
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        archive.add_endpoint("serve", embed, input_signature=[inputs])
+        archive.write_out(filepath, verbose=False)
 
     def get_config(self):
         towers = {"item_tower": self.item_tower, "sequence_tower": self.sequence_tower}
@@ -87,6 +246,24 @@ class TwoTower(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        for name in ("item_tower", "sequence_tower"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)
+        towers = {
+            name: keras.saving.deserialize_keras_object(config[name]) for name in ("item_tower", "sequence_tower")
+        }
+        return cls(**config | towers)
+
+
+def _check_loss(loss) -> None:
+    """Raise for a loss that cannot work with a `TwoTower`."""
+    ours = f"Pass tfrec's FullSoftmax(), SampledSoftmax(), GBCE() or TfrsRetrieval(counts), or a callable {LOSS_SIGNATURE}."
+    if loss is None:
+        raise TypeError(f"A `TwoTower` needs a `loss`. {ours}")
+    if isinstance(loss, keras.losses.Loss) or not callable(loss):
+        raise TypeError(
+            f"A `TwoTower` ranks a catalogue; a loss of Keras compares outputs with labels. {ours} Received: {loss!r}."
+        )
+    try:
+        inspect.signature(loss).bind(*LOSS_ARGUMENTS)
+    except TypeError:
+        raise TypeError(f"The loss must take five arguments. {ours} Received: {loss!r}.") from None
+    except ValueError:
+        return  # a callable without a signature

@@ -127,6 +127,7 @@ def compile_model(
     """Build and compile a model and make its batches: the whole of `train` but the fitting.
 
     >>> from tfrec.data.prepared import PreparedData
+    >>> from tfrec.training.resolve import resolve
     >>> split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c", "a", "b"]] * 8))
     >>> config = resolve(Config(width=8, max_length=4), split)
     >>> model, batches = compile_model(config, split)

@@ -17,6 +17,7 @@ import keras
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.files import write_whole
+from tfrec.models.item_tower import ItemTower
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.callbacks import Progress, Validation
 from tfrec.training.compiling import compile_model
@@ -167,14 +168,16 @@ def _fill_in(config: Config, split: LeaveLastOut, model: TwoTower | None, loss: 
     """Resolve a config beside a model and a loss that may take the place of some of its fields."""
     if loss is not None or (model is not None and model.compiled):
         config.require_defaults(LOSS_FIELDS, "loss")
+    if config.lazy_table is None and loss is not None and not hasattr(loss, "draw"):
+        config = dataclasses.replace(config, lazy_table=False)
     if model is None:
         return resolve(config, split)
     config.require_defaults(MODEL_FIELDS, "model")
     similarity = "cosine" if model.item_tower.normalize else "dot"
     config = dataclasses.replace(config, similarity=similarity, max_length=model.sequence_tower.max_length)
-    if loss is not None or not hasattr(model.item_tower, "table"):
-        config = dataclasses.replace(config, lazy_table=False) if config.lazy_table is None else config
-    open_fields = {
+    if config.lazy_table is None and not isinstance(model.item_tower, ItemTower):
+        config = dataclasses.replace(config, lazy_table=False)
+    left_open: dict[str, Any] = {
         f.name: f.default for f in dataclasses.fields(config) if f.name in MODEL_FIELDS and f.default is None
     }
-    return dataclasses.replace(resolve(config, split), **open_fields)
+    return dataclasses.replace(resolve(config, split), **left_open)

@@ -311,9 +311,9 @@ def write_run(
     (folder / MODEL).write_text(text, encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps({} if config is None else config.to_dict(), indent=2), encoding="utf-8")
     data.vocabulary.save(folder)
-    pyarrow.parquet.write_table(pa.table(data.items), folder / ITEMS)
+    pyarrow.parquet.write_table(data.items, folder / ITEMS)
     sample = LeaveLastOut(data).sample(SAMPLE_USERS, model.sequence_tower.max_length)
-    arrays = {"item_index": sample.item_index, "timestamp": sample.timestamp, "offsets": sample.offsets}
+    arrays: dict[str, Any] = {"item_index": sample.item_index, "timestamp": sample.timestamp, "offsets": sample.offsets}
     write_whole(folder / SAMPLE, lambda path: np.savez(path, **arrays))
     about = {
         "format_version": FORMAT,
@@ -368,7 +368,7 @@ def _rebuild(spec: dict[str, Any]) -> TwoTower:
 def _load_sample(path: Path, vocabulary: Vocabulary) -> PreparedData:
     with np.load(path, allow_pickle=False) as arrays:
         parts = {name: arrays[name] for name in ("item_index", "timestamp", "offsets")}
-    return PreparedData(vocabulary, **parts, manifest={}, items={"item_id": vocabulary.item_ids})
+    return PreparedData(vocabulary, **parts)
 
 
 def _sample_of_format_1(settings: RunSettings, max_length: int) -> tuple[PreparedData, dict[str, int]]:
@@ -377,7 +377,5 @@ def _sample_of_format_1(settings: RunSettings, max_length: int) -> tuple[Prepare
         data = settings.open_data()
     except ValueError:
         empty = np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(1, np.int64)
-        names = ("min", "25%", "50%", "75%", "95%", "max")
-        items = {"item_id": settings.vocabulary.item_ids}
-        return PreparedData(settings.vocabulary, *empty, manifest={}, items=items), dict.fromkeys(names, 0)
+        data = PreparedData(settings.vocabulary, *empty)
     return LeaveLastOut(data).sample(SAMPLE_USERS, max_length), data.length_quantiles

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from tfrec.data.datasets import amazon, movielens
 from tfrec.data.datasets.synthetic import synthetic_log
-from tfrec.data.interactions import Report, prepare
+from tfrec.data.preparation import prepare
+from tfrec.data.prepared import PreparedData
 
 PUBLIC: Mapping[str, Callable[[], dict[str, pa.Table]]] = {
     "movielens-100k": movielens.movielens_100k,
@@ -21,18 +22,25 @@ NAMES = (*PUBLIC, "synthetic")
 
 
 def prepare_dataset(
-    name: str, out: str | os.PathLike, *, prepare_options: Mapping[str, Any] | None = None, **synthetic_options: Any
-) -> Report:
-    """Write named data as prepared data.
+    name: str,
+    out: str | os.PathLike | None = None,
+    *,
+    prepare_options: Mapping[str, Any] | None = None,
+    **synthetic_options: Any,
+) -> PreparedData:
+    """Prepare a named data set.
+
+    >>> prepare_dataset("synthetic", num_users=20, num_items=40).num_events
+    600
 
     Args:
-        name: one of `NAMES`.
-        out: the folder to write.
-        prepare_options: what `tfrec.prepare` takes.
-        synthetic_options: for `"synthetic"`: what `synthetic_log` takes.
+        name: str, one of `NAMES`.
+        out: the folder to write. Default: none, the data stays in memory.
+        prepare_options: further arguments of `prepare`. Default: none.
+        synthetic_options: for `"synthetic"`, the arguments of `synthetic_log`.
     Raises:
-        ValueError: there is no such data.
-        tfrec.data.datasets.download.UnavailableError: it is not on this machine and cannot be downloaded.
+        ValueError: there is no data set of that name.
+        UnavailableError: it is not on this machine and cannot be downloaded.
     """
     if name not in NAMES:
         raise ValueError(f"`{name}` is no named data set. There are: {', '.join(NAMES)}.")
@@ -40,4 +48,5 @@ def prepare_dataset(
         tables, about = synthetic_log(**synthetic_options)
     else:
         tables, about = PUBLIC[name](), {}
-    return prepare(tables, out, about={"dataset": name, **about}, **(prepare_options or {}))
+    roles: dict[str, Any] = {"user": "user", "item": "item", "time": "time", "items": tables.get("items")}
+    return prepare(tables["events"], out, about={"dataset": name, **about}, **roles, **(prepare_options or {}))

@@ -14,11 +14,8 @@ from pathlib import Path
 
 from rich.progress import wrap_file
 
+from tfrec.exceptions import UnavailableError
 from tfrec.progress import console
-
-
-class UnavailableError(Exception):
-    """A data set is not on this machine and its publisher cannot be reached."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,242 @@
+"""The rules of an answer, on item indexes: for the SavedModel, for LiteRT and for Python alike.
+
+Padding and unknown items are dropped before attention. The items of the history and of `exclude` are not recommended. A history
+without a known item gets the popular items, scored by their share of the events. An answer has `k` items while the catalogue has
+them; the rest of its row is `PAD_INDEX` with the score -inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrec.data.batches import prepare_inputs
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
+from tfrec.index.exact import Allows, ExactIndex, keep_best
+from tfrec.index.filters import ItemFilter
+from tfrec.models.item_tower import ItemTower
+from tfrec.models.two_tower import TwoTower
+
+BLOCK = 1 << 16
+"""Items whose norms are computed at a time."""
+SCORES_BYTES = 64 << 20
+"""About the size of the scores of the histories that `recommend` answers at a time."""
+
+
+class Answers(tf.Module):
+    """Answers requests: a model, an index over its catalogue, and the rules.
+
+    >>> from tfrec.models.sequence_tower import SequenceTower
+    >>> model = TwoTower(ItemTower(3, 4), SequenceTower(5, num_heads=1))
+    >>> model.build()
+    >>> items, scores = Answers(model, item_counts=[5, 1, 3]).recommend([np.array([], np.int32)], k=2)
+    >>> items  # nothing is known: the popular items
+    array([[2, 4]], dtype=int32)
+
+    Args:
+        model: `TwoTower`.
+        item_counts: ints, shape `(num_items,)`, how often each item occurs.
+        index: index over `model.item_tower.catalogue()`. Default: an exact one.
+        item_filter: `ItemFilter` that `allow` and `deny` are read by. Default: none.
+        for_edge: bool, use only ops that LiteRT has built in. Default: False.
+    """
+
+    def __init__(
+        self,
+        model: TwoTower,
+        item_counts: Sequence[int],
+        index: ExactIndex | None = None,
+        item_filter: ItemFilter | None = None,
+        for_edge: bool = False,
+    ) -> None:
+        super().__init__(name="answers")
+        tower = model.item_tower
+        self.index = ExactIndex(tower.catalogue()) if index is None else index
+        self.filter = item_filter
+        self._for_edge = for_edge
+        # Candidates that are rows of the item table, L2-normalised or not, also serve as what histories read: a large table is
+        # then stored once, with the norms beside it.
+        self._is_shared = (
+            isinstance(tower, ItemTower) and not tower.mlp_dims and self.index.storage != "bfloat16" and not for_edge
+        )
+        owned = model.sequence_tower.variables if self._is_shared else model.variables
+        blocks = np.array_split(np.arange(self.index.num_items, dtype=np.int32), -(-self.index.num_items // BLOCK))
+        self._norm: tf.Variable | None = None
+        if self._is_shared and tower.normalize:
+            norm = np.concatenate([tf.norm(tower(block + FIRST_ITEM_INDEX), axis=1).numpy() for block in blocks])
+            self._norm = tf.Variable(norm, trainable=False, name="norm")
+        self._variables = [v.value for v in owned]  # a tf.Module does not track variables of Keras 3 by itself
+        self.model = lambda: model  # behind a function, or it would be tracked, and every variable stored twice
+        counts = np.asarray(item_counts, np.float64)
+        popular = np.argsort(-counts, kind="stable")
+        share = (counts / max(counts.sum(), 1)).astype(np.float32)
+        self._share = tf.Variable(share, trainable=False, name="share")
+        self._popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
+        norm = np.concatenate([tf.norm(self.index.vectors_of(block), axis=1).numpy() for block in blocks])
+        self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm")
+        self._eager = tf.function(self.rank, reduce_retracing=True)
+
+    def query(self, history, times=()):
+        """Embed histories.
+
+        Args:
+            history: int32 tensor, shape `(batch, length)`, item indexes, oldest first.
+            times: for a model that reads times, `timestamps` int64 `(batch, length)` and `request_time` int64 `(batch,)`.
+        Returns:
+            `(query, is_cold)`: float32 `(batch, width)`; bool `(batch,)`, True for a history without a known item.
+        """
+        model = self.model()
+        inputs = prepare_inputs(history, model.sequence_tower.max_length, *times)
+        vectors, item = None, tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)
+        if self._is_shared:
+            vectors = self.index.vectors_of(item)
+        if self._norm is not None:
+            vectors *= tf.expand_dims(tf.gather(self._norm.value(), item), -1)
+        return model.embed_history(inputs, vectors), ~tf.reduce_any(inputs["is_real"], axis=1)
+
+    def rank(self, history, times, exclude, k, width, allow=None, deny=None):
+        """Recommend items.
+
+        Args:
+            history, times: as for `query`.
+            exclude: int32 tensor, shape `(batch, E)`, item indexes.
+            k: int32 tensor, shape `(batch,)`, items of each row.
+            width: int or int32 scalar, the largest `k`.
+            allow, deny: string tensors, shape `(batch, A)`; see `ItemFilter`. Default: no filter.
+        Returns:
+            `(items, scores)`: int32 item indexes and float32, shape `(batch, min(width, num_items))`, best first.
+        """
+        allows: Allows | None = None
+        if allow is not None:
+            item_filter: Any = self.filter
+            allows = lambda items, rows: item_filter.allows(items, tf.gather(allow, rows), tf.gather(deny, rows))  # noqa: E731
+        query, is_cold = self.query(history, times)
+        width = tf.minimum(width, self.index.num_items)
+        excluded = tf.concat([history, exclude], axis=1) - FIRST_ITEM_INDEX  # below 0: not an item
+        scores, items = self.index.query(query, width, excluded, allows, for_edge=self._for_edge)
+        if self._for_edge:  # a branch costs more than the popular items of one row
+            popular_scores, popular = self._rank_popular(width, excluded, tf.range(1), None)
+            is_cold = tf.expand_dims(is_cold, 1)
+            scores, items = tf.where(is_cold, popular_scores, scores), tf.where(is_cold, popular, items)
+        else:
+            cold = tf.where(is_cold)
+
+            def with_popular():
+                rows = tf.cast(cold[:, 0], tf.int32)
+                popular_scores, popular = self._rank_popular(width, tf.gather(excluded, rows), rows, allows)
+                put = tf.tensor_scatter_nd_update
+                return put(scores, cold, popular_scores), put(items, cold, popular)
+
+            is_needed = tf.logical_and(tf.size(cold) > 0, width > 0)
+            scores, items = tf.cond(is_needed, with_popular, lambda: (scores, items))
+        return self._pad(scores, items, k)
+
+    def _rank_popular(self, width, excluded, rows, allows):
+        """The most popular items of the requests numbered `rows`, whose exclusions are `excluded`."""
+        number = self.index.num_items
+        if allows is None:
+            number = tf.minimum(
+                width + (tf.shape(excluded)[1] if excluded.shape[1] is None else excluded.shape[1]), number
+            )
+        popular = tf.tile(tf.expand_dims(self._popular[:number], 0), (tf.size(rows), 1))
+        share = tf.gather(self._share.value(), popular)
+        return keep_best(share, popular, width, excluded, allows, rows, self._for_edge)
+
+    def similar(self, item_index, k):
+        """The items with the highest cosine to each of `item_index`, `(batch,)`; always exact. An unknown item has none."""
+        item = item_index - FIRST_ITEM_INDEX  # B
+        is_known = item >= 0
+        own = tf.maximum(item, 0)
+        vectors = self.index.vectors_of(own) * tf.expand_dims(tf.gather(self._inverse_norm.value(), own), 1)
+        scores = self.index.score_all(vectors) * self._inverse_norm  # B N
+        is_self = tf.equal(tf.range(self.index.num_items)[tf.newaxis], tf.expand_dims(own, 1))
+        scores = tf.where(tf.logical_or(is_self, tf.expand_dims(~is_known, 1)), -np.inf, scores)
+        width = tf.minimum(tf.reduce_max(tf.concat([k, [0]], 0)), self.index.num_items)
+        scores, items = tf.math.top_k(scores, width)
+        return self._pad(scores, items, k)
+
+    def score(self, history, times, candidates):
+        """The scores of `candidates`, int32 item indexes `(batch, C)`, after histories; -inf for unknown ones."""
+        query, is_cold = self.query(history, times)
+        item = candidates - FIRST_ITEM_INDEX  # B C
+        own = tf.maximum(item, 0)
+        dots = tf.einsum("bd,bcd->bc", query, self.index.vectors_of(own))
+        scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share.value(), own), dots)
+        return tf.where(item >= 0, scores, -np.inf)
+
+    def embed_items(self, item_index):
+        """The vectors of items, float32 `(batch, width)`; zeros for unknown ones."""
+        item = item_index - FIRST_ITEM_INDEX
+        vectors = self.index.vectors_of(tf.maximum(item, 0))
+        return tf.where(tf.expand_dims(item >= 0, 1), vectors, 0.0)
+
+    def _pad(self, scores, items, k):
+        """Item indexes and scores; beyond row `b`'s own `k[b]`, and where nothing is left, `PAD_INDEX` and -inf."""
+        is_given = scores > -np.inf
+        if not self._for_edge:  # there `k` is the width
+            is_own = tf.expand_dims(tf.range(tf.shape(scores)[1]), 0) < tf.expand_dims(k, 1)
+            is_given = tf.logical_and(is_own, is_given)
+        return tf.where(is_given, items + FIRST_ITEM_INDEX, PAD_INDEX), tf.where(is_given, scores, -np.inf)
+
+    def recommend(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        *,
+        exclude: np.ndarray | Sequence[int] = (),
+        timestamps: Sequence[np.ndarray] | None = None,
+        request_times: Sequence[int] | np.ndarray | None = None,
+        allow: Mapping[str, Sequence[str]] | None = None,
+        deny: Mapping[str, Sequence[str]] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Recommend items in Python, a few histories at a time.
+
+        Args:
+            histories: int arrays of item indexes, oldest first.
+            k: int.
+            exclude: item indexes that are not recommended to any of them. Default: none.
+            timestamps: for a model that reads times, the second of each event, int arrays like `histories`. Default: unknown.
+            request_times: for such a model, the second of each request. Default: unknown.
+            allow, deny: values by the name of an attribute of the filter. Default: none.
+        Returns:
+            `(items, scores)`: int32 item indexes and float32 arrays, shape `(histories, min(k, num_items))`.
+        """
+        rows = max(1, SCORES_BYTES // (4 * self.index.num_items))
+        parts = []
+        for first in range(0, len(histories), rows):
+            here = slice(first, first + rows)
+            history = _padded(histories[here], np.int32)
+            times: tuple = ()
+            if self.model().sequence_tower.reads_times:
+                asked = np.zeros(len(history), np.int64) if request_times is None else request_times[here]
+                given = [np.zeros(len(h)) for h in histories[here]] if timestamps is None else timestamps[here]
+                times = (tf.constant(_padded(given, np.int64)), tf.constant(asked, tf.int64))
+            wanted = [
+                tf.constant([_values(w)] * len(history), tf.string, (len(history), len(_values(w))))
+                for w in ((allow or {}), (deny or {}))
+            ]
+            excluded = np.tile(np.asarray(exclude, np.int32).reshape(1, -1), (len(history), 1))
+            filters = wanted if self.filter is not None else ()
+            limit = tf.fill((len(history),), k)
+            parts.append(
+                self._eager(tf.constant(history), times, tf.constant(excluded), limit, tf.constant(k), *filters)
+            )
+        items, scores = (np.concatenate([part.numpy() for part in column]) for column in zip(*parts, strict=True))
+        return items, scores
+
+
+def _padded(rows: Sequence[Any], dtype: type) -> np.ndarray:
+    """Rows of different lengths as one array, padded with 0 on the left."""
+    width = max((len(row) for row in rows), default=0)
+    array: np.ndarray = np.zeros((len(rows), width), dtype)
+    for padded, row in zip(array, rows, strict=True):
+        padded[width - len(row) :] = row
+    return array
+
+
+def _values(wanted: Mapping[str, Sequence[str]]) -> list[str]:
+    """`{"genres": ["Comedy"]}` to `["genres=Comedy"]`."""
+    return [f"{name}={value}" for name, values in wanted.items() for value in values]
