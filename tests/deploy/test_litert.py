@@ -31,7 +31,7 @@ def test_the_vocabulary_lies_beside_it(report, run):
 
 
 def test_the_rules_of_the_contract_hold_at_the_edge(report, run, data):
-    from tfrec.evaluation.ranking import recommend
+    from reference import recommend
 
     interpreter = load(report.path)
     history = data.history(3)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference import recommend
 
 import tfrec
 from tfrec.deploy.check import ops_of
 from tfrec.deploy.saved_model import MANIFEST, export, latest_version
 from tfrec.deploy.serving_model import build_serving_model
-from tfrec.evaluation.ranking import recommend
 from tfrec.training.run import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "signatures.json"
@@ -230,7 +230,7 @@ def test_the_next_export_is_the_next_version_and_none_is_seen_half_written(run, 
     assert export(run, tmp_path / "e", index="exact").name == "1"
     assert export(run, tmp_path / "e", index="exact").name == "2"
     assert latest_version(tmp_path / "e").name == "2"
-    monkeypatch.setattr("tfrec.export._write_warmup", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("tfrec.deploy.saved_model.write_warmup", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         export(run, tmp_path / "e", index="exact")
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["1", "2"]
@@ -248,9 +248,9 @@ def test_ids_of_any_unicode_and_a_catalogue_of_one_item(tmp_path):
     (tmp_path / "log.jsonl").write_text(
         "\n".join(json.dumps({"user": "u", "item": odd}) for _ in range(5)), encoding="utf-8"
     )
-    tfrec.prepare([tmp_path / "log.jsonl"], tmp_path / "data")
-    config = tfrec.Config(str(tmp_path / "data"), epochs=1, width=8, num_blocks=1, max_length=8)
-    run = tfrec.train(config, tmp_path / "run")
+    data = tfrec.prepare(tmp_path / "log.jsonl")
+    config = tfrec.Config(epochs=1, width=8, num_blocks=1, max_length=8)
+    run = tfrec.train(config, data, tmp_path / "run")
     for kind in ("exact", "scann"):
         export(run, tmp_path / kind, index=kind)
         served = tf.saved_model.load(str(latest_version(tmp_path / kind))).signatures

@@ -10,7 +10,6 @@ import pytest
 from tfrec.data.preparation import prepare
 from tfrec.deploy.litert import to_litert
 from tfrec.deploy.saved_model import export
-from tfrec.training.compiling import compile_model
 from tfrec.training.config import Config
 from tfrec.training.fit import train
 from tfrec_serving import Client, ServingError
@@ -34,14 +33,12 @@ def timed_log(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timed")
     users, items, times = zip(*rows, strict=True)
     pyarrow.parquet.write_table(pa.table({"user": users, "item": items, "time": times}), folder / "log.parquet")
-    prepare([folder / "log.parquet"], folder / "data")
-    return folder / "data"
+    return prepare(folder / "log.parquet", folder / "data")
 
 
 @pytest.fixture(scope="module")
 def timed_run(timed_log, tmp_path_factory):
     config = Config(
-        str(timed_log),
         max_length=16,
         width=16,
         dropout_rate=0.0,
@@ -49,7 +46,7 @@ def timed_run(timed_log, tmp_path_factory):
         epochs=20,
         time_bias=True,
     )
-    return train(config, tmp_path_factory.mktemp("run") / "run")
+    return train(config, timed_log, tmp_path_factory.mktemp("run") / "run")
 
 
 def test_the_request_time_decides(timed_run):
@@ -61,22 +58,24 @@ def test_the_request_time_decides(timed_run):
         times = data.timestamp[data.offsets[user] : data.offsets[user + 1]].tolist()[:-2]
         last = int(items[-1].removeprefix("item-"))
         for after, step in ((60, 1), (DAY, 2)):
-            best = timed_run.recommend(items, 1, times, times[-1] + after)[0][0]
-            right.append(best == f"item-{(last + step) % 40}")
+            best = timed_run.recommend(items, 1, timestamps=times, request_time=times[-1] + after).item_ids
+            right.append(best[0] == f"item-{(last + step) % 40}")
     assert np.mean(right) > 0.75
 
 
 def test_the_same_everywhere(timed_run, tmp_path):
     """Also with the hour and the weekday of the request, which three more epochs learn a little of."""
-    timed_run = train(dataclasses.replace(timed_run.config, calendar=True, epochs=3), tmp_path / "run")
+    timed_run = train(
+        dataclasses.replace(timed_run.config, calendar=True, epochs=3), timed_run.data(), tmp_path / "run"
+    )
     history, times = ["item-3", "nobody", "item-5"], [100 * DAY, 100 * DAY + 60, 100 * DAY + 120]
     export(timed_run, tmp_path / "export", index="exact")
     with Server(tmp_path / "export", 0) as server, Client(f"127.0.0.1:{server.port}") as client:
         for after in (60, DAY, 30 * DAY):
-            expected = timed_run.recommend(history, 5, times, times[-1] + after)
+            expected = timed_run.recommend(history, 5, timestamps=times, request_time=times[-1] + after)
             answer = client.recommend(history, 5, (), times, times[-1] + after)
-            assert [r.item_id for r in answer] == [item for item, _ in expected]
-            np.testing.assert_allclose([r.score for r in answer], [score for _, score in expected], rtol=1e-4)
+            assert [r.item_id for r in answer] == expected.item_ids.tolist()
+            np.testing.assert_allclose([r.score for r in answer], expected.scores, rtol=1e-4)
             scores = client.score(history, [r.item_id for r in answer], times, times[-1] + after)
             np.testing.assert_allclose(scores, [r.score for r in answer], rtol=1e-4)
         assert client.recommend(history, 5, (), times)  # asked now
@@ -85,9 +84,3 @@ def test_the_same_everywhere(timed_run, tmp_path):
     report = to_litert(timed_run, tmp_path / "model.tflite")
     assert report.same_items > 0.98
     assert report.max_difference < 1e-4
-
-
-def test_a_log_without_times_is_refused(data, small_config):
-    untimed = dataclasses.replace(data, timestamp=np.zeros_like(data.timestamp))
-    with pytest.raises(ValueError, match="need times, and"):
-        compile_model(dataclasses.replace(small_config, time_bias=True), untimed)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from reference import recommend
 
 from tfrec.data.datasets import prepare_dataset
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.evaluation.baselines import Bigram, ItemKNN, Popularity
 from tfrec.evaluation.metrics import ranking_metrics
-from tfrec.evaluation.ranking import evaluate, rank_targets, recommend
+from tfrec.evaluation.ranking import evaluate, rank_targets
 
 
 def reference(scores, seen, target) -> dict[str, float]:

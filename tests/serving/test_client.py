@@ -40,8 +40,8 @@ def test_every_method_over_every_transport_and_style(address, server, run, data)
     with Client(f"127.0.0.1:{server.port}") as plain, Client(address) as client:
         client.wait_until_ready()
         answer = client.recommend(history, 5)
-        assert [r.item_id for r in answer] == [item for item, _ in expected]
-        np.testing.assert_allclose([r.score for r in answer], [score for _, score in expected], rtol=1e-4)
+        assert [r.item_id for r in answer] == expected.item_ids.tolist()
+        np.testing.assert_allclose([r.score for r in answer], expected.scores, rtol=1e-4)
         calls = {
             "recommend": (history, 3, ["item-1"]),
             "similar_items": (history[0], 4),

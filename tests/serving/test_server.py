@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference import recommend
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -15,7 +16,6 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tfrec.evaluation.ranking import recommend
 from tfrec_serving import Client, Recommendation, ServingError
 from tfrec_serving.server import Server
 

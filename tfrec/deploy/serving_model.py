@@ -83,7 +83,10 @@ class ServingModel(tf.Module):
             *self.answers.rank(self._indexes(history), times, exclude, tf.fill((number,), self.k), self.k)
         )
 
-    def _recommend(self, history, *others, filters=()):
+    def _recommend(self, history, *others):
+        return self._recommend_within(history, others)
+
+    def _recommend_within(self, history, others, filters=()):
         *times, exclude, k = others
         width = tf.reduce_max(tf.concat([k, [0]], 0))
         return self._named(
@@ -92,7 +95,7 @@ class ServingModel(tf.Module):
 
     def _recommend_filtered(self, history, *others):
         *plain, allow, deny = others
-        return self._recommend(history, *plain, filters=(allow, deny))
+        return self._recommend_within(history, plain, (allow, deny))
 
     def _similar_items(self, item_ids, k):
         return self._named(*self.answers.similar(self._indexes(item_ids), k))

@@ -7,14 +7,14 @@ target that stands in its own history is left out with it and counts as a miss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from tfrec.data.batches import PackedBatches
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
-from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Bigram, ItemKNN, Popularity
 from tfrec.evaluation.metrics import ranking_metrics
 from tfrec.models.two_tower import TwoTower
@@ -87,49 +87,6 @@ def embed_histories(model: TwoTower, split: LeaveLastOut, part: str, users: int 
     """Embed the histories of all evaluated users, or of the first `users`: float32 array, shape `(users, width)`."""
     starts, ends = (array[:users] for array in split.histories(part))
     return embed(model, split.data.item_index, starts, ends, split.data.timestamp)
-
-
-def recommend(
-    model: TwoTower,
-    histories: Sequence[np.ndarray],
-    k: int,
-    item_counts: Sequence[int],
-    timestamps: Sequence[np.ndarray] | None = None,
-    request_times: Sequence[int] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` best unseen items after each history, by the rules of the serving contract, in plain NumPy.
-
-    Args:
-        model: a trained model.
-        histories: int arrays of item indexes, oldest first; padding and unknown ones are dropped.
-        k: int; at most the size of the catalogue comes back.
-        item_counts: ints `(num_items,)`: a history with nothing known gets the most frequent items.
-        timestamps, request_times: for a model that reads times, when each item was (int arrays like `histories`) and when
-            each recommendation is asked for, in seconds; 0 = unknown.
-    Returns:
-        `(items, scores)`: int32 item indexes, padded with `PAD_INDEX`, and float32, padded with `-inf`; best first.
-    """
-    given = [np.asarray(history, np.int32) for history in histories]
-    times = [np.zeros(len(h), np.int64) for h in given] if timestamps is None else timestamps
-    requests = [0] * len(given) if request_times is None else request_times
-    known = [h[h >= FIRST_ITEM_INDEX] for h in given]
-    # an event more for each history, which stands for the request: its time is read, its item is not
-    flat = np.concatenate([np.append(h, PAD_INDEX) for h in known])
-    times = [
-        np.append(np.asarray(t, np.int64)[h >= FIRST_ITEM_INDEX], np.int64(r))
-        for h, t, r in zip(given, times, requests, strict=True)
-    ]
-    ends = np.cumsum([len(h) + 1 for h in known]) - 1
-    queries = embed(model, flat, ends - [len(h) for h in known], ends, np.concatenate(times))
-    scores = queries @ np.asarray(model.item_tower.catalogue()).T
-    counts = np.asarray(item_counts, np.float64)
-    for row, history in enumerate(known):
-        if not len(history):
-            scores[row] = counts / max(counts.sum(), 1)
-        scores[row, history - FIRST_ITEM_INDEX] = -np.inf
-    items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    scores = np.take_along_axis(scores, items, axis=1)
-    return np.where(scores > -np.inf, items + FIRST_ITEM_INDEX, PAD_INDEX).astype(np.int32), scores
 
 
 def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:

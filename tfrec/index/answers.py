@@ -114,7 +114,7 @@ class Answers(tf.Module):
             item_filter: Any = self.filter
             allows = lambda items, rows: item_filter.allows(items, tf.gather(allow, rows), tf.gather(deny, rows))  # noqa: E731
         query, is_cold = self.query(history, times)
-        width = tf.minimum(width, self.index.num_items)
+        width = min(width, self.index.num_items) if self._for_edge else tf.minimum(width, self.index.num_items)
         excluded = tf.concat([history, exclude], axis=1) - FIRST_ITEM_INDEX  # below 0: not an item
         scores, items = self.index.query(query, width, excluded, allows, for_edge=self._for_edge)
         if self._for_edge:  # a branch costs more than the popular items of one row
@@ -137,10 +137,10 @@ class Answers(tf.Module):
     def _rank_popular(self, width, excluded, rows, allows):
         """The most popular items of the requests numbered `rows`, whose exclusions are `excluded`."""
         number = self.index.num_items
-        if allows is None:
-            number = tf.minimum(
-                width + (tf.shape(excluded)[1] if excluded.shape[1] is None else excluded.shape[1]), number
-            )
+        if self._for_edge:
+            number = min(width + excluded.shape[1], number)
+        elif allows is None:
+            number = tf.minimum(width + tf.shape(excluded)[1], number)
         popular = tf.tile(tf.expand_dims(self._popular[:number], 0), (tf.size(rows), 1))
         share = tf.gather(self._share.value(), popular)
         return keep_best(share, popular, width, excluded, allows, rows, self._for_edge)

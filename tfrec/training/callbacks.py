@@ -35,7 +35,7 @@ class Validation(keras.callbacks.Callback):
     >>> model = tfrec.TwoTower(tfrec.ItemTower(data.num_items, 8), tfrec.SequenceTower(max_length=4, num_heads=1))
     >>> model.compile("adam", tfrec.FullSoftmax())
     >>> batches = tfrec.PackedBatches.for_training(split, max_length=4, batch_positions=64, seed=0)
-    >>> history = model.fit(batches.dataset(), epochs=2, verbose=0, callbacks=[tfrec.Validation(split)])
+    >>> history = model.fit(batches.dataset(), epochs=2, shuffle=False, verbose=0, callbacks=[tfrec.Validation(split)])
     >>> sorted(history.history)
     ['loss', 'val_hr@10', 'val_ndcg@10']
 

@@ -165,19 +165,25 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 
 def _fill_in(config: Config, split: LeaveLastOut, model: TwoTower | None, loss: Callable | None) -> Config:
-    """Resolve a config beside a model and a loss that may take the place of some of its fields."""
+    """Resolve a config beside a model and a loss that take the place of some of its fields, which stay open."""
+    replaced: tuple[str, ...] = ()
+    if model is not None:
+        replaced += MODEL_FIELDS
+        config.require_defaults(MODEL_FIELDS, "model")
+        similarity = "cosine" if model.item_tower.normalize else "dot"
+        config = dataclasses.replace(config, similarity=similarity, max_length=model.sequence_tower.max_length)
     if loss is not None or (model is not None and model.compiled):
+        replaced += LOSS_FIELDS
         config.require_defaults(LOSS_FIELDS, "loss")
-    if config.lazy_table is None and loss is not None and not hasattr(loss, "draw"):
+    can_be_lazy = (loss is None or hasattr(loss, "draw")) and (model is None or isinstance(model.item_tower, ItemTower))
+    if not can_be_lazy:
+        if config.lazy_table:
+            raise ValueError(
+                "`lazy_table` needs the item table of `ItemTower` and a loss that draws negatives: leave it out."
+            )
         config = dataclasses.replace(config, lazy_table=False)
-    if model is None:
-        return resolve(config, split)
-    config.require_defaults(MODEL_FIELDS, "model")
-    similarity = "cosine" if model.item_tower.normalize else "dot"
-    config = dataclasses.replace(config, similarity=similarity, max_length=model.sequence_tower.max_length)
-    if config.lazy_table is None and not isinstance(model.item_tower, ItemTower):
-        config = dataclasses.replace(config, lazy_table=False)
-    left_open: dict[str, Any] = {
-        f.name: f.default for f in dataclasses.fields(config) if f.name in MODEL_FIELDS and f.default is None
-    }
-    return dataclasses.replace(resolve(config, split), **left_open)
+    left_open: dict[str, Any] = {name: None for name in replaced if getattr(config, name) is None}
+    named = (
+        config if loss is None else dataclasses.replace(config, loss="sampled_softmax")
+    )  # for the choice of lazy_table
+    return dataclasses.replace(resolve(named, split), **left_open)
