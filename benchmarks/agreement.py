@@ -1,9 +1,10 @@
-"""The same histories, everywhere: in Python, in the reloaded SavedModel, and over gRPC with each kind of index.
+"""Compare recommendations in Python, from the reloaded SavedModel, and over gRPC with each kind of index.
 
     python benchmarks/agreement.py RUN [USERS]
 
-Exports the run with every index, asks for the test histories of the first USERS users (all by default; with `time_bias`, at
-the time of their target), and prints how many of the ten recommended ids agree with Python, and the quality that was served.
+Exports the run with every kind of index. Sends the test histories of the first USERS users. Default: all users. A model
+with `time_bias` is asked at the time of each target. Prints how many of the ten recommended ids agree with Python, and the
+quality of the served answers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tfrec_serving.server import Server
 
 
 def quality(answers: list[list[str]], targets: list[str]) -> str:
-    """HR@10 and NDCG@10 of ranked ids."""
+    """HR@10 and NDCG@10 of ranked ids, as text."""
     ranks = [
         answer.index(target) if target in answer else None for answer, target in zip(answers, targets, strict=True)
     ]

@@ -1,6 +1,6 @@
-"""What ranking a whole catalogue costs: `python benchmarks/evaluation.py DATA [USERS]`.
+"""Time and memory of ranking the whole catalogue: `python benchmarks/evaluation.py DATA [USERS]`.
 
-An untrained `sasrec` preset ranks the test targets of the first USERS users, twice: the first time compiles.
+An untrained `sasrec` preset ranks the test targets of the first USERS users. A first pass over 100 users compiles the model.
 """
 
 from __future__ import annotations

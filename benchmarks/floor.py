@@ -1,9 +1,9 @@
-"""What bounds a training step: the machine's matrix rate and bandwidth, and the step's own matrix products beside them.
+"""The lower bound of a training step: the machine's matrix rate and bandwidth, and the step's matrix products.
 
     python benchmarks/floor.py DATA
 
-The model is the `sasrec` preset, its feed-forward layer four times as wide, with 4,096 positions a step. Each product of
-the step is timed alone, compiled by XLA as in the step.
+The model is the `sasrec` preset with a feed-forward layer four times as wide, and 4,096 positions a step. Each matrix
+product of the step is timed alone, compiled by XLA as in the step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZE, REPEATS = 2048, 20
 
 
 def seconds(call, runs: int = 30) -> float:
-    """The fastest of some runs: what the machine can do when nobody disturbs it."""
+    """The fastest of some runs: the machine is shared, and other runs are disturbed."""
     call()
     taken = []
     for _ in range(runs):
@@ -42,7 +42,7 @@ def seconds(call, runs: int = 30) -> float:
 
 @tf.function(jit_compile=True, autograph=False)
 def repeated_product(a, b):
-    """`a @ b`, `REPEATS` times, each waiting for the last: the product alone, without the cost of a call."""
+    """`a @ b`, `REPEATS` times, each after the one before: times the product without the cost of a call."""
 
     def again(i, scale):
         smaller = tf.size(a) < tf.size(b)
@@ -54,13 +54,13 @@ def repeated_product(a, b):
 
 
 class Products:
-    """Times matrix products and adds them up."""
+    """Times matrix products and sums their times and FLOPs."""
 
     def __init__(self) -> None:
         self.seconds, self.flops = 0.0, 0.0
 
     def add(self, name: str, times: int, *shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Products of matrices of these shapes, each done `times` times in a step."""
+        """Time one product for each pair of shapes; the step does each of them `times` times."""
         taken = flops = 0.0
         for left, right in shapes:
             a, b = tf.random.normal(left), tf.random.normal(right)

@@ -1,10 +1,10 @@
-"""Packed rows against length buckets: what an epoch of training costs in each.
+"""The time of a training epoch with packed rows and with length buckets.
 
     python benchmarks/packing.py DATA
 
-Both have the same model, the `sasrec` preset with a wider feed-forward layer, and as many positions in a batch. Buckets are the
-best five for this log, padding each history to the next of five lengths; their steps are timed on rows that are full, so only
-shapes count.
+Both use the same model, the `sasrec` preset with a wider feed-forward layer, and the same number of positions in a batch. The
+five bucket lengths are the best ones for this log; each history is padded to the next of them. The steps of the buckets are
+timed on full rows, because only the shapes matter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ POSITIONS, BUCKETS = 4096, 5
 
 
 def best_buckets(lengths: np.ndarray) -> tuple[int, ...]:
-    """The lengths, multiples of 8, that pad least."""
+    """The multiples of 8 that need the least padding as bucket lengths."""
     edges = np.arange(8, lengths.max() + 8, 8)
     count = np.searchsorted(np.sort(lengths), edges, side="right")
 
@@ -43,7 +43,7 @@ def best_buckets(lengths: np.ndarray) -> tuple[int, ...]:
 
 
 def step_seconds(step, inputs: dict, target) -> float:
-    """Median time of a training step on this batch."""
+    """The median time of a training step on this batch."""
     batches = iter(tf.data.Dataset.from_tensors((inputs, target)).repeat())
     taken = []
     for _ in range(40):

@@ -1,10 +1,11 @@
-"""Every preset on real data, by the protocol: `make bench-quality`.
+"""The quality of every preset on real data, by the protocol: `make bench-quality`.
 
     python benchmarks/quality.py FOLDER [--data movielens-1m ...] [--presets default ...] [--seeds 0 1 2] [--measured]
 
-Prepares, trains, evaluates on test once, each in a process of its own, one after the other, and adds a row to a record,
-FOLDER/quality.csv or `--record FILE`. What the record has is not done again; with `--measured` nothing is trained. Prints tables in
-Markdown, with the baselines and what others publish, and draws NDCG@10 against training time as an SVG beside the record.
+Prepares, trains and evaluates once on test, each in a process of its own, one after the other. Each run adds a row to a record.
+Default: FOLDER/quality.csv; `--record FILE` names another. Runs that the record has are not repeated. With `--measured` nothing is
+trained. Prints tables in Markdown with the baselines and the published figures. Draws NDCG@10 against training time as an SVG
+beside the record.
 
 The record of this project is benchmarks/quality.csv.
 """
@@ -44,15 +45,15 @@ PUBLISHED = {
         "SASRec, sampled softmax; blondered/transformer_benchmark": (0.0921, 0.0531),
     },
 }
-"""HR@10 and NDCG@10 that others report for the same protocol, and where."""
+"""HR@10 and NDCG@10 published by others for the same protocol, by name and source."""
 
 
 COLUMNS = ["data", "preset", "seed", "hr@10", "ndcg@10", "validation", "seconds", "parameters", "commit"]
-"""Of the record: a row for each run, and one without seed for each baseline; `validation` is NDCG@10 too."""
+"""The columns of the record: a row for each run, a row without seed for each baseline. `validation` is NDCG@10."""
 
 
 def call(*arguments: str | Path) -> str:
-    """What a command prints; on failure, say what it said."""
+    """Run a command and return its output; end with its error message if it fails."""
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, arguments))} failed:\n{done.stderr[-2000:]}")
@@ -60,7 +61,7 @@ def call(*arguments: str | Path) -> str:
 
 
 def measure(folder: Path, commit: str, data: str, preset: str, seed: int) -> list[dict]:
-    """Train and evaluate one run: its row, and those of the baselines."""
+    """Train and evaluate one run; return its row and the rows of the baselines."""
     prepared, run, result = folder / data / "data", folder / data / f"{preset}-{seed}", folder / data / "test.json"
     if not prepared.exists():
         call("tfrec", "prepare", data, "--out", prepared)
@@ -82,7 +83,7 @@ def measure(folder: Path, commit: str, data: str, preset: str, seed: int) -> lis
 
 
 def parameters(weights: Path) -> int:
-    """How many numbers a file of weights has, the optimizer's left out."""
+    """The number of parameters in a file of weights, without the optimizer's variables."""
     sizes: dict[str, int] = {}
     with h5py.File(weights) as file:
         file.visititems(lambda name, value: sizes.update({name: getattr(value, "size", 0)}))
@@ -90,7 +91,7 @@ def parameters(weights: Path) -> int:
 
 
 def add(record: Path, rows: list[dict]) -> None:
-    """Append those rows that a record has not."""
+    """Append the rows that are not in the record yet."""
     known = recorded(record)
     with record.open("a", newline="") as lines:
         writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
@@ -100,7 +101,7 @@ def add(record: Path, rows: list[dict]) -> None:
 
 
 def recorded(record: Path) -> set[tuple[str, str, int | None]]:
-    """Data, preset and seed of each row."""
+    """Data set, preset and seed of each row of the record."""
     if not record.exists():
         return set()
     return set(duckdb.execute("select data, preset, seed from read_csv(?)", [str(record)]).fetchall())
@@ -135,7 +136,7 @@ def table(data: str, rows: list[dict]) -> str:
 
 
 def draw(measured: dict[str, list[dict]], path: Path) -> None:
-    """NDCG@10 against training time, a panel for each data set; a line for the bigram and one for the best that is published."""
+    """Draw NDCG@10 against training time, a panel for each data set, with lines for the bigram and the best published figure."""
     figure, panels = plt.subplots(1, len(measured), figsize=(5 * len(measured), 4.5), squeeze=False)
     shown = {}
     for panel, (data, rows) in zip(panels[0], measured.items(), strict=True):
@@ -178,7 +179,7 @@ def main() -> None:
             parser.error(f"`{record}` does not exist: nothing was measured yet.")
     else:
         given.folder.mkdir(parents=True, exist_ok=True)
-        # once, before a row makes a record in the repository differ from its commit
+        # asked once, first: a new row in the record would make the checkout look changed
         commit = call("git", "-C", Path(__file__).parent, "describe", "--always", "--dirty").strip()
         for run in itertools.product(given.data, given.presets, given.seeds):
             if run not in recorded(record):

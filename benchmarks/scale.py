@@ -1,10 +1,10 @@
-"""How the cost of a step and the memory grow with the catalogue and the log: `make bench-scale`.
+"""The growth of step time and memory with the catalogue and the log: `make bench-scale`.
 
     python benchmarks/scale.py FOLDER
 
-Makes synthetic logs (kept in FOLDER), then trains a few steps on each in a process of its own: width 64, 2 blocks, length
-50, 1,024 uniform negatives, sampled softmax. Up to 50,000 items the item table is updated densely, above lazily: the
-defaults. One more line shows 10 thousand items updated lazily, so that like is compared with like.
+Makes synthetic logs (kept in FOLDER), then trains some steps on each in a process of its own: width 64, 2 blocks, length
+50, 1,024 uniform negatives, sampled softmax. By default the item table is updated densely up to 50,000 items, and lazily
+above. A second run on 10,000 items updates lazily, for a comparison of equal catalogues.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 STEPS, WARM_UP = 120, 30
-# items to draw from (those that no user has are not in the catalogue), events, lazy_table
+# items to draw from (items without an event are not in the catalogue), events, lazy_table
 SIZES = [(10_000, 500_000, None), (10_000, 500_000, True), (100_000, 2_000_000, None), (1_600_000, 8_000_000, None)]
 EVENTS_PER_USER = 50
 
 
 def measure(data: str, lazy: str) -> None:
-    """Train some steps; print the figures as JSON."""
+    """Train some steps and print the figures as JSON."""
     import itertools
 
     import numpy as np

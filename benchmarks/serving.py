@@ -1,7 +1,7 @@
 """The model server under load: `python benchmarks/serving.py EXPORT [SECONDS]`.
 
-One client and what the server adds to the model; eight clients with and without batching; SECONDS (60) at twice the capacity; ten
-versions swapped in under load; kill -9. Client and server share the machine.
+Measures one client, eight clients with and without batching, an overload of twice the capacity for SECONDS (default: 60), ten
+version swaps under load, and the start after kill -9. Client and server share the machine.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ HISTORY_LENGTH = 50
 
 
 def resident_mib(server: ServerProcess) -> float:
-    """What the server holds in memory now."""
+    """The resident memory of the server now."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def measured(server: ServerProcess, requests: list[bytes], clients: int) -> LoadReport:
-    """A load test of a warm server, printed with the time in the model."""
+    """Run a load test on a warm server; print it with the time in the model."""
     report, in_model = server.measure(requests, clients=clients)
     mean = report.milliseconds.mean()
     print(
@@ -49,7 +49,7 @@ def measured(server: ServerProcess, requests: list[bytes], clients: int) -> Load
 
 
 def overload(server: ServerProcess, requests: list[bytes], rate: float, seconds: float) -> None:
-    """Twice what it can do, its memory meanwhile, and how soon it answers again."""
+    """Overload the server; print its answers, its peak memory, and its answers right after."""
     before, peak, stop = resident_mib(server), [0.0], threading.Event()
 
     def watch() -> None:
@@ -73,7 +73,7 @@ def overload(server: ServerProcess, requests: list[bytes], rate: float, seconds:
 
 
 def swaps(base: Path, server: ServerProcess, requests: list[bytes]) -> None:
-    """Ten new versions, each when the one before answers."""
+    """Add ten versions under load, each after the one before is available."""
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(load_test, server.address, requests, clients=4, seconds=60, keep_answers=True)
         for number in range(2, 12):
@@ -91,7 +91,7 @@ def swaps(base: Path, server: ServerProcess, requests: list[bytes]) -> None:
 
 
 def is_available(server: ServerProcess, version: int) -> bool:
-    """Whether a version answers by now."""
+    """Whether a version is available."""
     try:
         with urllib.request.urlopen(f"http://{server.rest_address}/v1/models/default/versions/{version}") as answer:
             return json.load(answer)["model_version_status"][0]["state"] == "AVAILABLE"

@@ -1,7 +1,7 @@
-"""Prepares the ML-1M users whose events are all timed: `python benchmarks/timed_movielens.py OUT`.
+"""Prepare the ML-1M users whose events all have times: `python benchmarks/timed_movielens.py OUT`.
 
-Times come from `ml-1m/ratings_partial_time.npz` under $TFREC_DATA_DIR (`ts_kind` 0 exact, 1 interpolated); the order of events
-is that of the SASRec file, and a time never runs backwards.
+Times come from `ml-1m/ratings_partial_time.npz` under $TFREC_DATA_DIR (`ts_kind` 0 exact, 1 interpolated). Events keep the
+order of the SASRec file, and times are made non-decreasing.
 """
 
 from __future__ import annotations

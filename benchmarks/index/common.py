@@ -1,4 +1,4 @@
-"""What all contestants share: the vectors, the clock, and what is printed. NumPy only."""
+"""Shared by all contestants: the vectors, the clock, and the printed line. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH, K, QUERIES = 64, 100, 1000
 
 
 def make_vectors(number: int, seed: int, normalised: bool) -> np.ndarray:
-    """Points around 5,000 standard normal centres, each its centre plus 0.9 standard normal noise."""
+    """Draw points around 5,000 standard normal centres: each is its centre plus 0.9 standard normal noise."""
     centres = np.random.default_rng(0).standard_normal((5000, WIDTH), np.float32)
     rng = np.random.default_rng(seed)
     points = np.empty((number, WIDTH), np.float32)
@@ -27,7 +27,7 @@ def make_vectors(number: int, seed: int, normalised: bool) -> np.ndarray:
 
 
 def exact_answers(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """The best `K` items of each query, best first: int32 `(queries, K)`."""
+    """The best `K` items of each query, best first: int32 array, shape `(queries, K)`."""
     answers = []
     for i in range(0, len(queries), 16):
         scores = queries[i : i + 16] @ vectors.T
@@ -38,7 +38,7 @@ def exact_answers(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def prepare(folder: Path, number: int) -> None:
-    """`vectors.npy`, `queries.npy`, `tuning.npy` and the exact `answers.npy`, unless they lie there already."""
+    """Write `vectors.npy`, `queries.npy`, `tuning.npy` and the exact `answers.npy`, unless the folder has them."""
     if (folder / "answers.npy").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def prepare(folder: Path, number: int) -> None:
 
 
 def measure(name: str, setting: object, search: Callable[[np.ndarray], np.ndarray], folder: Path, **others) -> None:
-    """Time `search(queries) -> (batch, K) items` one at a time and by 64; print a line of JSON."""
+    """Time `search(queries) -> (batch, K) items` with batches of 1 and of 64; print a line of JSON."""
     queries, answers = np.load(folder / "queries.npy"), np.load(folder / "answers.npy")
     seconds = {}
     for batch, rounds in ((1, 200), (64, 12)):
@@ -60,7 +60,7 @@ def measure(name: str, setting: object, search: Callable[[np.ndarray], np.ndarra
             begin = time.perf_counter()
             search(queries[start : start + batch])
             took.append(time.perf_counter() - begin)
-        seconds[batch] = float(np.median(took[3:]))  # the first ones warm up
+        seconds[batch] = float(np.median(took[3:]))  # the first three runs warm up
     found = np.concatenate([search(queries[i : i + 64]) for i in range(0, 512, 64)])
     recall = {
         k: np.mean([len(np.intersect1d(a[:k], b[:k])) / k for a, b in zip(found, answers[:512], strict=True)])

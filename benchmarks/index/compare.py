@@ -2,8 +2,8 @@
 
     python benchmarks/index/compare.py FOLDER --peers PYTHON [--sizes 100000 1000000 5000000] [--contestants ...]
 
-Each contestant runs in a process of its own, one after the other, on the same vectors. Prints a line of JSON for each setting
-of each, then a table of the cheapest settings that reach a recall@100 of .95, and draws recall against latency.
+Each contestant runs in a process of its own, one after the other, on the same vectors. Prints a line of JSON for each
+setting, then a table of the quickest settings that reach a recall@100 of 0.95. Draws recall against latency.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 OURS = ["exact", "partitioned", "partitioned-int8", "scann"]
 PEERS = ["faiss_ivf", "faiss_hnsw", "hnswlib", "voyager"]
 LARGEST_GRAPH = 1_000_000
-"""Items above which no HNSW graph is built: that takes hours on 2 cores."""
+"""The largest catalogue for HNSW graphs: building a larger one takes hours on 2 cores."""
 TARGET = 0.95
 
 
@@ -37,7 +37,7 @@ def run(name: str, folder: Path, peers: str) -> list[dict]:
 
 
 def report(results: list[dict], size: int) -> None:
-    """For each contestant, the quickest setting that reaches the recall."""
+    """Print the quickest setting of each contestant that reaches the recall."""
     exact = next((r for r in results if r["name"] == "exact"), None)
     print(f"\n{size:,} x 64, k = 100: the quickest with recall@100 of at least {TARGET}\n")
     print("| index | recall@10, @100 | batch 1 | of exact | batch 64 | of exact | queries/s | build | peak memory |")
@@ -57,7 +57,7 @@ def report(results: list[dict], size: int) -> None:
 
 
 def draw(results: dict[int, list[dict]], path: Path) -> None:
-    """Recall@100 against latency, a panel for each size and batch."""
+    """Draw recall@100 against latency, a panel for each size and batch."""
     import matplotlib.pyplot as plt
 
     _, panels = plt.subplots(len(results), 2, figsize=(11, 4 * len(results)), squeeze=False)

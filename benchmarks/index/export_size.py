@@ -1,10 +1,10 @@
-"""Exporting a large catalogue: time, peak memory, size on disk; then how long the export takes to answer.
+"""Time, peak memory and size on disk of exporting a large catalogue, and the time of a request to the export.
 
     python benchmarks/index/export_size.py KIND STORAGE NUM_ITEMS [WIDTH]
 
-A run with clustered random vectors for item table (training does not matter here) is written by another process. The peak is
-what exporting the opened run takes beyond what the process held before; what the run itself takes is said beside it, beyond what
-the process held after it had exported a run of 1,000 items.
+Another process writes a run whose item table holds clustered random vectors; training does not matter here. The peak is the
+memory of the export beyond the memory of the process with the opened run. The memory of the run itself is printed too. It
+is counted beyond the memory of the process after it has exported a run of 1,000 items.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tfrec.training.run import Run
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory now."""
+    """The resident memory of this process now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def make_run(folder: Path, num_items: int, width: int) -> None:
-    """A prepared log in which every item is somebody's, and a run over it."""
+    """Write a prepared log in which every item has an event, and a run on it."""
     order = np.random.default_rng(0).permutation(num_items).astype(str)
     users = (np.arange(num_items) // 20).astype(str)
     data = prepare(pa.table({"user": users, "item": order}), folder / "data")
@@ -49,7 +49,7 @@ def make_run(folder: Path, num_items: int, width: int) -> None:
 
 
 def seconds_of_a_request(version: Path, history: list[str]) -> float:
-    """The median time that `serving_default` takes in this process."""
+    """The median time of a `serving_default` request in this process."""
     ask = tf.saved_model.load(version).signatures["serving_default"]
     took = []
     for _ in range(33):

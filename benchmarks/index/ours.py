@@ -1,4 +1,4 @@
-"""Our indexes: `python ours.py KIND FOLDER`; each answers through a concrete function, which a signature of a SavedModel is."""
+"""The indexes of tfrec: `python ours.py KIND FOLDER`. Each answers through a concrete function, as a signature does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(kind: str, folder: Path) -> None:
     vectors, tuning = np.load(folder / "vectors.npy"), np.load(folder / "tuning.npy")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
-    # 300 queries are enough to tune with; each costs an exact pass
+    # tuning ranks each query exactly, so it gets 300 of them, which are enough
     index = build_index(name, vectors, storage=storage or "float32", queries=tuning[:300], recall=0.955, k=K)
     took = time.perf_counter() - begin
     added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

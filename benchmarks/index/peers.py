@@ -1,4 +1,4 @@
-"""The peers: `python peers.py NAME FOLDER`, in an environment of theirs."""
+"""The peers: `python peers.py NAME FOLDER`, in their own environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common import WIDTH, K, measure
 
 
 def faiss_ivf(vectors: np.ndarray):
-    """IVF-Flat by inner product, as many leaves as FAISS advises for a million: 4 sqrt(N)."""
+    """IVF-Flat by inner product, with the number of leaves that FAISS advises for a million items: 4 sqrt(N)."""
     import faiss
 
     leaves = int(4 * len(vectors) ** 0.5)

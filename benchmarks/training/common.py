@@ -1,4 +1,4 @@
-"""What every contestant shares: the same sequences, the same sizes, the same way to count. Needs NumPy only."""
+"""Shared by all contestants: the sequences, the sizes and the count of positions. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
 
 
 def training_sequences(data: Path) -> list[np.ndarray]:
-    """Each user's items without the last two events, numbered from 1; users with a pair to learn from."""
+    """Each user's items without the last two events, numbered from 1. Users without a pair to learn from are left out."""
     item_index, offsets = (np.load(data / f"{name}.npy") for name in ("item_index", "offsets"))
     sequences = [item_index[a : b - 2] - 1 for a, b in itertools.pairwise(offsets)]
     return [s for s in sequences if len(s) > 1]
@@ -38,7 +38,7 @@ def num_items(data: Path) -> int:
 
 
 def real_positions(sequences: list[np.ndarray]) -> int:
-    """Predictions of an epoch: padding is not work."""
+    """The number of predictions in an epoch. Padding is not counted: it is not work."""
     return sum(min(len(s) - 1, LENGTH) for s in sequences)
 
 
@@ -56,7 +56,7 @@ class Clock:
 
 
 def epoch_timer(callback: type, clock: Clock):
-    """A Keras callback that times epochs; `callback` is the base class of the Keras in use (ours, or TFRS's Keras 2)."""
+    """A Keras callback that times epochs. `callback` is the base class of the Keras in use: Keras 3, or Keras 2 for TFRS."""
 
     class Timed(callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -69,7 +69,7 @@ def epoch_timer(callback: type, clock: Clock):
 
 
 def report(name: str, positions: int, seconds: list[float], **others) -> None:
-    """One JSON line, the last thing a contestant prints."""
+    """Print the figures of a contestant as its last line, in JSON."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rate = positions / statistics.median(seconds)
     result = {

@@ -3,7 +3,7 @@
     python benchmarks/training/compare.py DATA --rectools PYTHON --keras-rs PYTHON
 
 Each contestant runs in a process and an environment of its own, one after the other, on the same sequences, sizes and
-threads. What counts is real positions a second: padding is not work.
+threads. The measure is real positions a second: padding is not work.
 """
 
 from __future__ import annotations

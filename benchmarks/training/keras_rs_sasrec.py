@@ -1,7 +1,7 @@
-"""SASRec from keras-hub layers as the keras-rs example builds it, with the loss under comparison.
+"""SASRec from keras-hub layers as the keras-rs example builds it, with the full softmax as loss.
 
-Theirs: token and position embeddings, `TransformerDecoder` blocks with ReLU, rows padded to the full length. Ours to make it
-comparable: the full softmax over the tied table in place of one negative, and the sizes of `common`.
+As in the example: token and position embeddings, `TransformerDecoder` blocks with ReLU, rows padded to the full length.
+Changed for the comparison: the full softmax over the tied table instead of one negative, and the sizes in `common`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
         verbose=0,
         callbacks=[epoch_timer(keras.callbacks.Callback, clock)],
     )
-    share = len(sequences) // BATCH * BATCH / len(sequences)  # of the rows that drop_remainder leaves
+    share = len(sequences) // BATCH * BATCH / len(sequences)  # the share of the rows that drop_remainder keeps
     report("keras-hub/keras-rs SASRec, softmax", int(share * real_positions(sequences)), clock.seconds[given.warm_up :])
 
 

@@ -1,4 +1,4 @@
-"""tfrec: the training step of `tfrec train`, without validation."""
+"""tfrec with the training step of `tfrec train`, without validation."""
 
 from __future__ import annotations
 

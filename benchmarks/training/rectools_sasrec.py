@@ -1,4 +1,4 @@
-"""RecTools' SASRec (PyTorch), by its own trainer."""
+"""RecTools' SASRec (PyTorch), trained by its own trainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rectools.models import SASRecModel
 BATCH = 64
 
 
-CLOCK = Clock()  # of the module: RecTools copies its trainer, callbacks and all
+CLOCK = Clock()  # global: RecTools copies its trainer and the callbacks in it
 
 
 class Timed(Callback):

@@ -1,6 +1,6 @@
 """TFRS's sequential tutorial: a GRU over the last ten items, in-batch softmax by `tfrs.tasks.Retrieval`, on Keras 2.
 
-Every position of the training part is a target, as for the others; each is an example with a window of its own.
+Every position of the training part is a target, as for the other contestants. Each is an example with a window of its own.
 """
 
 from __future__ import annotations
