@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
 from tfrec.data.preparation import prepare
 
 MISSING = 2

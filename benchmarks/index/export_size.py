@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 from common import make_vectors
-from tfrec.data.preparation import prepare
 
+from tfrec.data.preparation import prepare
 from tfrec.deploy.saved_model import export
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config

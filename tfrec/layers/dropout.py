@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -20,7 +22,8 @@ def random_keep(shape, keep_rate: float, seed):
         keep_rate: float in (0, 1).
         seed: uint32 tensor, shape `(2,)`.
     """
-    number = ops.prod(ops.cast(ops.stack(shape), "int32")) if len(shape) else 1
+    is_static = all(isinstance(size, int) for size in shape)
+    number = math.prod(shape) if is_static else ops.prod(ops.cast(ops.stack(shape), "int32"))
     h = ops.cast(ops.arange(number), "uint32") * np.uint32(0x9E3779B1) + seed[0] * np.uint32(0x27D4EB2F)
     h = ops.bitwise_xor(h, ops.right_shift(h, np.uint32(16)))
     h = h * np.uint32(0x85EBCA6B) + seed[1] * np.uint32(0x165667B1)

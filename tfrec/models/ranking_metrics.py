@@ -33,7 +33,8 @@ def target_ranks(query, target, inputs, item_tower):
     num_blocks = (num_positions + size - 1) // size
     padding = num_blocks * size - num_positions
     flat = lambda x: ops.reshape(ops.cast(x, "int32"), (-1,))  # noqa: E731
-    queries = ops.pad(ops.reshape(ops.cast(query, "float32"), (num_positions, -1)), [[0, padding], [0, 0]])
+    queries = ops.reshape(ops.cast(query, "float32"), (num_positions, item_tower.width))
+    queries = ops.pad(queries, [[0, padding], [0, 0]])
     labels = ops.pad(ops.maximum(flat(target) - FIRST_ITEM_INDEX, 0), [[0, padding]])
     reach = length - 1  # how far back a history goes in its row
     read, history = (
@@ -48,7 +49,7 @@ def target_ranks(query, target, inputs, item_tower):
         item, of = (ops.slice(x, (first,), (reach + size,)) for x in (read, history))
         is_seen = is_before & (ops.expand_dims(of, 1) == of[reach:]) & ops.expand_dims(item >= 0, 1)  # E R
         is_repeat = ops.any(is_seen & (ops.expand_dims(item, 1) == label), axis=0)  # R
-        scores = ops.matmul(items, ops.transpose(ops.slice(queries, (first, 0), (size, queries.shape[1]))))  # N R
+        scores = ops.matmul(items, ops.transpose(ops.slice(queries, (first, 0), (size, item_tower.width))))  # N R
         left_out = ops.where(is_seen, LEFT_OUT, 0.0)
         scores = ops.scatter_update(scores, ops.expand_dims(ops.maximum(item, 0), 1), left_out, reduction="add")
         own = ops.take_along_axis(scores, ops.expand_dims(label, 0), axis=0)

@@ -100,19 +100,21 @@ class TwoTower(keras.Model):
         for metric in metrics:
             if not isinstance(metric, RankingMetric):
                 raise TypeError(f"`metrics` may hold tfrec's HitRate(k), NDCG(k) and MRR(). Received: {metric!r}.")
-        old = self.__dict__.get("loss")
+        if metrics and keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "Ranking metrics read the catalogue, which Keras hides from metrics on this backend: leave them out."
+            )
+        old = [self.__dict__.get("loss"), *self.ranking_metrics]
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
-        self.ranking_metrics = metrics
-        self._track(old, loss)
-
-    def _track(self, old, new) -> None:
-        """Track the variables of a new loss instead of an old one; Keras tracks nothing in `compile`."""
+        # Keras tracks nothing in `compile`, and nothing new in a model that is built.
         locked = self._tracker.locked
         self._tracker.unlock()
-        if isinstance(old, keras.layers.Layer):
-            self._tracker.untrack(old)
-        if isinstance(new, keras.layers.Layer):
-            self._tracker.track(new)
+        for part in old:
+            if isinstance(part, keras.layers.Layer | keras.metrics.Metric):
+                self._tracker.untrack(part)
+        self.ranking_metrics = metrics
+        if isinstance(loss, keras.layers.Layer):
+            self._tracker.track(loss)
         if locked:
             self._tracker.lock()
 
@@ -148,8 +150,7 @@ class TwoTower(keras.Model):
         """The weight of each position: float32 `(batch, length)`, 0 at padding."""
         weight = ops.cast(inputs["is_real"], "float32")
         if sample_weight is not None:
-            given = ops.cast(sample_weight, "float32")
-            weight *= ops.expand_dims(given, 1) if len(given.shape) == 1 else given
+            weight *= ops.reshape(ops.cast(sample_weight, "float32"), (ops.shape(weight)[0], -1))  # B 1 or B L
         if training and self._class_weight is not None:
             table = [self._class_weight.get(i, 1.0) for i in range(self.item_tower.num_items + FIRST_ITEM_INDEX)]
             weight *= ops.take(ops.convert_to_tensor(table, "float32"), target, axis=0)
@@ -175,9 +176,10 @@ class TwoTower(keras.Model):
                 metric.update_state(*ranks, self.item_tower.num_items, weight)  # type: ignore[call-arg]
         return self.get_metrics_result()
 
-    def train_step(self, data):
+    def train_step(self, *args):
         if self.table_trainer is None:
-            return super().train_step(data)
+            return super().train_step(*args)
+        (data,) = args
         inputs, target, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         query = self.table_trainer(inputs, target, sample_weight)
         return self.compute_metrics(inputs, target, query, sample_weight)
