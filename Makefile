@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint bench-training bench-scale bench-quality bench-index clean
+.PHONY: demo test test-fast lint bench-training bench-scale bench-quality bench-index clean
 
 demo: .venv/ready
 	tfrec demo --out demo
 
 test: lint
 	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: .venv/ready
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: .venv/ready
 	ruff check .

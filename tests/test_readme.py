@@ -78,16 +78,27 @@ def test_the_two_commands_are_on_the_first_screen():
     assert "make test" in "\n".join(README.splitlines()[:20])
 
 
-def test_the_example_in_python_runs_and_is_short(tmp_path):
-    (example,) = blocks("python")
-    assert len(example.splitlines()) <= 25
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "lines", "printed"),
+    [
+        (0, 25, "Recommendation(item_id='item-"),
+        (1, 15, "[Recommendation(item_id='item-52'"),  # not counting imports of pandas, comments and blank lines
+        (2, 30, "own/export/1"),
+    ],
+    ids=["path", "frame", "tower"],
+)
+def test_the_examples_in_python_run_and_are_short(tmp_path, number, lines, printed):
+    example = blocks("python")[number]
+    assert len([line for line in example.splitlines() if line and not line.startswith("#")]) <= lines
     out = subprocess.run(
         [sys.executable, "-c", small(example)], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert out.returncode == 0, out.stderr
-    assert "Recommendation(item_id='item-" in out.stdout
+    assert printed in out.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_run(tmp_path):
     _, path, serve, query, retrieval = blocks("sh")
     out = shell(small(path), tmp_path)

@@ -20,7 +20,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from tfrec_serving.client import PREDICT, Questions, ServingError, _Wire
+from tfrec_serving.errors import ServingError
+from tfrec_serving.questions import Questions
+from tfrec_serving.wire import PREDICT, Wire
 
 CHANNELS = 8
 CONNECT_SECONDS = 10
@@ -62,7 +64,7 @@ def recommend_requests(
     seed: int = 0,
 ) -> list[bytes]:
     """Requests for `recommend` with random histories, as bytes."""
-    rng, wire = np.random.default_rng(seed), _Wire(model_name, None, None)
+    rng, wire = np.random.default_rng(seed), Wire(model_name)
     requests = []
     for _ in range(number):
         history = [item_ids[i] for i in rng.integers(len(item_ids), size=history_length)]

@@ -155,7 +155,7 @@ def test_recommend_filters_by_item_properties(run):
 
 
 def test_ids_that_are_no_text_are_refused(run):
-    with pytest.raises(TypeError, match=r"Item ids are text, such as '50'. Received: 50 \(int\)"):
+    with pytest.raises(TypeError, match=r"Ids are text, such as '50'. Received: 50 \(int\)"):
         run.recommend([50, 181])
     with pytest.raises(TypeError, match="Received: 3"):
         run.recommend(["item-1"], exclude=[3])

@@ -330,7 +330,7 @@ def _text(ids: Sequence[str]) -> Sequence[str]:
     """Item ids, or an error for the first that is not text."""
     for item_id in ids:
         if not isinstance(item_id, str):
-            raise TypeError(f"Item ids are text, such as '50'. Received: {item_id!r} ({type(item_id).__name__}).")
+            raise TypeError(f"Ids are text, such as '50'. Received: {item_id!r} ({type(item_id).__name__}).")
     return ids
 
 
