@@ -16,7 +16,8 @@ HEAVY = {"tensorflow", "scann", "tensorflow-recommenders", "keras", "tf-keras"}
 
 
 def call(*command: object) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    """What a command prints; it runs outside the checkout, which Python would otherwise import from."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

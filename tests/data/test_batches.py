@@ -153,3 +153,28 @@ def test_the_dataset_knows_its_length(split):
     batches = PackedBatches.for_training(split, max_length=50, batch_positions=128, seed=0)
     dataset = batches.dataset()
     assert int(dataset.cardinality()) == len(batches) == sum(1 for _ in dataset)
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_rows_of_one_history_hold_what_packed_rows_do(windows):
+    """The same (history so far, target) pairs, each history in a row of its own, padding on the left, no `end`."""
+    split = LeaveLastOut(PreparedData.from_histories(["abcdefgh", "hgfe", "abc", "dcbafedcba"]))
+    options = {"max_length": 5, "batch_positions": 20, "seed": 0, "windows": windows}
+
+    def pairs(is_packed):
+        found = []
+        for inputs, target in PackedBatches.for_training(split, **options, is_packed=is_packed):
+            assert ("end" in inputs) == is_packed
+            ends = inputs.get("end", np.full(target.shape, target.shape[1]))
+            for row in range(len(target)):
+                if not is_packed:  # padding, then the history
+                    assert (np.diff(inputs["is_real"][row].astype(int)) >= 0).all()
+                for at in np.flatnonzero(inputs["is_real"][row]):
+                    own = [p for p in range(at + 1) if inputs["is_real"][row, p] and ends[row, p] == ends[row, at]]
+                    found.append((tuple(inputs["history"][row, own].tolist()), int(target[row, at])))
+        return sorted(found)
+
+    assert pairs(False) == pairs(True)
+    assert len(pairs(True)) == PackedBatches.for_training(split, **options).num_positions
+    with pytest.raises(ValueError, match="`crop_rate` cuts a history in two within a row, which takes packed rows"):
+        PackedBatches.for_training(split, **options, is_packed=False, crop_rate=0.5)

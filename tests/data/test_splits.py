@@ -54,3 +54,20 @@ def test_an_unknown_split_is_refused():
     split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c"]]))
     with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'validation'\]. Received: 'train'"):
         split.histories("train")
+
+
+def test_a_sample_has_the_targets_and_the_newest_of_the_histories(data):
+    split = LeaveLastOut(data)
+    sample = LeaveLastOut(split.sample(100, max_length=7))
+    assert len(sample.users) == 100
+    chosen = np.linspace(0, len(split.users) - 1, 100).astype(int)
+    for part in ("validation", "test"):
+        np.testing.assert_array_equal(sample.targets(part), split.targets(part)[chosen])
+        for (a, b), (c, d) in zip(
+            zip(*sample.histories(part), strict=True),
+            zip(*(x[chosen] for x in split.histories(part)), strict=True),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(sample.data.item_index[a:b][-7:], data.item_index[c:d][-7:])
+            np.testing.assert_array_equal(sample.data.timestamp[a:b][-7:], data.timestamp[c:d][-7:])
+    assert len(LeaveLastOut(split.sample(10**6, 7)).users) == len(split.users)
