@@ -1,4 +1,4 @@
-"""Dynamic batching: requests that wait are answered together, with the parameters of TensorFlow Serving."""
+"""Dynamic batching: waiting requests are answered together, by the parameters of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BatchingParameters:
 
     @classmethod
     def from_proto(cls, proto: Any) -> BatchingParameters:
-        """From the message that `config.read_batching` gives.
+        """Make parameters of the message of `config.read_batching`.
 
         Raises:
             ValueError: a value makes no sense.
@@ -102,7 +102,7 @@ class Batcher:
             thread.start()
 
     def stop(self) -> None:
-        """Answer what waits, then stop."""
+        """Answer the waiting requests, then stop."""
         with self._waiting:
             self._is_stopped = True
             self._waiting.notify_all()
@@ -189,7 +189,7 @@ class Batcher:
 
 
 def _stack(parts: list[np.ndarray], size: int) -> np.ndarray:
-    """Rows of several requests below each other, filled to the widest on the right, and to `size` rows with the first."""
+    """Stack the rows of several requests, padded on the right to the widest, and filled up to `size` rows with the first."""
     shape = tuple(np.max([part.shape[1:] for part in parts], axis=0).astype(int)) if parts[0].ndim > 1 else ()
     filling: Any = b"" if parts[0].dtype == object else 0
     stacked = np.full((size, *shape), filling, parts[0].dtype)

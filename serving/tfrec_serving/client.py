@@ -18,7 +18,7 @@ from tfrec_serving.wire import CHANNEL_OPTIONS, PREDICT, STATUS, RestTransport, 
 
 
 class _Connection:
-    """What both clients open; the arguments are those of `Client`."""
+    """The connection of both clients; for the arguments, see `Client`."""
 
     _open_channel: Callable[..., Any]
 
@@ -48,12 +48,15 @@ class Client(_Connection):
     [Recommendation(item_id='174', score=0.71), Recommendation(item_id='210', score=0.68)]
 
     Args:
-        address: `host:port` of gRPC, or `http://host:port` of REST; several, with commas, are asked in turn.
-        model_name: what the server calls the model.
-        version, label: a version or the label of one; without either, the newest.
-        timeout: seconds that a call may take, with its retries. A server that cannot be reached or is overloaded is asked up
-            to four times; nothing else is retried.
-    Every method raises `ServingError`.
+        address: str, `host:port` of gRPC or `http://host:port` of REST. Several addresses, with commas, take turns.
+        model_name: str, name of the model on the server. Default: `default`.
+        version: int, the version that answers. Default: the newest.
+        timeout: float, seconds that a call may take with its retries. A call that finds no server, or an overloaded one, is tried
+            four times at most; nothing else is retried. Default: 10.
+        label: str, label of the version that answers, such as `canary`. Default: none.
+    Raises:
+        ServingError: of every method, when the server refuses a request or cannot be reached.
+        TypeError: an id is not text.
     """
 
     _open_channel = staticmethod(grpc.insecure_channel)
@@ -68,11 +71,17 @@ class Client(_Connection):
         allow: Mapping[str, Sequence[str]] | None = None,
         deny: Mapping[str, Sequence[str]] | None = None,
     ) -> list[Recommendation]:
-        """The `k` best items after `history` (item ids, oldest first); nothing of the history or of `exclude`.
+        """Recommend the `k` best items after a history.
 
-        Where the export has a filter, `allow={"genres": ["Comedy"]}` asks for items with one of the values of each attribute
-        named, `deny` for items with none of them. A model that reads times also takes when each item was, and when this is
-        asked (now, by default), in seconds since 1970. So do `score` and `embed_history`.
+        Args:
+            history: item ids, oldest first.
+            k: int. Default: 10.
+            exclude: item ids that are not recommended, besides those of the history. Default: none.
+            timestamps: for a model that reads times, the second (since 1970) of each item. Default: no times.
+            request_time: for such a model, the second of the request. Default: now.
+            allow: dict, values by attribute, such as `{"genres": ["Comedy"]}`: only items that have one of them. Needs an export
+                with a filter. Default: all items.
+            deny: dict, values by attribute: no item that has one of them. Default: none.
         """
         return self._ask(Questions.recommend(history, k, exclude, timestamps, request_time, allow, deny))
 
@@ -104,7 +113,7 @@ class Client(_Connection):
         return question.read(self.predict(question.signature_name, **question.inputs))
 
     def predict(self, signature_name: str, **inputs: np.ndarray) -> Inputs:
-        """Call any signature with arrays; what the methods above are made of, and the way to send batches."""
+        """Call any signature with arrays by name, also for several rows at a time; return its outputs by name."""
         if self._rest is not None:
             return self._rest.predict(signature_name, inputs, self._timeout)
         try:
@@ -113,7 +122,7 @@ class Client(_Connection):
             raise ServingError(error.code(), error.details()) from None
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
-        """Return when the server answers and the model is available; raise `ServingError` when `timeout` seconds are over."""
+        """Wait until the model is available; raise `ServingError` after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not self._is_available(deadline):
             if time.monotonic() > deadline:

@@ -78,7 +78,7 @@ def read_models(path: str | os.PathLike) -> model_server_config_pb2.ModelServerC
 
 
 def check_models(config: model_server_config_pb2.ModelServerConfig) -> None:
-    """Raise `ValueError` where a server could not follow a config."""
+    """Raise `ValueError` for a config that a server cannot follow."""
     names = [model.name for model in config.model_config_list.config]
     if config.HasField("custom_model_config"):
         raise ValueError("custom_model_config is not supported; use model_config_list.")

@@ -53,7 +53,7 @@ def _version(spec: model_pb2.ModelSpec) -> int | None:
 
 
 def read_tensor(tensor: tensor_pb2.TensorProto) -> np.ndarray:
-    """The array of a `TensorProto`; strings, most of what is sent, without a look at each.
+    """The array of a `TensorProto`; strings, the bulk of the traffic, are not looked at one by one.
 
     Raises:
         ValueError, TypeError, OverflowError, KeyError: it is no tensor.
@@ -84,7 +84,7 @@ def fill_tensor(tensor: tensor_pb2.TensorProto, array: np.ndarray) -> None:
 
 
 def fill_spec(spec: model_pb2.ModelSpec, servable: Servable, signature_name: str = "") -> None:
-    """Say in an answer who gave it."""
+    """Name the model and the version in an answer."""
     spec.name, spec.signature_name = servable.name, signature_name
     spec.version.value = servable.version
 
@@ -204,7 +204,7 @@ def start(
     max_concurrent_requests: int = 256,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> tuple[grpc.Server, int]:
-    """A running gRPC server and its port (which matters when port 0 was asked for).
+    """A running gRPC server and its port.
 
     Args:
         ssl_config: None, or what `config.read_ssl` gives.

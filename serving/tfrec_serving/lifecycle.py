@@ -1,4 +1,4 @@
-"""Which versions of which models are served: folders are watched, versions loaded, swapped in and let go."""
+"""The life of model versions: folders are watched, versions loaded, swapped in and unloaded."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FAILED = 2
 
 @dataclass
 class Version:
-    """What became of one version.
+    """The state of one version.
 
     Attributes:
-        state: as in `GetModelStatus`.
-        servable: while it is AVAILABLE.
-        error: why it could not be loaded.
-        seen: modification time of its files when it was tried: a version that failed is tried again when they change.
+        state: int, as in `GetModelStatus`.
+        servable: `Servable`, while the version is AVAILABLE.
+        error: str, the reason of a failed load.
+        seen: float, modification time of its files at the last try; a failed version is tried again when they change.
     """
 
     state: int = State.START
@@ -40,7 +40,7 @@ class Version:
 
 @dataclass
 class Model:
-    """What a config says of a model, and its versions."""
+    """The config of a model, and its versions."""
 
     config: model_server_config_pb2.ModelConfig
     versions: dict[int, Version] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Model:
 
 
 def _changed(folder: Path) -> float:
-    """When the files of a version were last written."""
+    """The newest modification time of a version's files."""
     return max((path.stat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
 
 
@@ -74,12 +74,12 @@ def wanted_versions(base_path: Path, policy: Any) -> set[int]:
 class Models:
     """The models that a server holds, kept in step with their folders.
 
-    A new version is loaded and warmed before the one it replaces is let go; requests under way keep theirs. A version that
-    cannot be loaded is reported, and what was served is served on.
+    A new version is loaded and warmed up before the version that it replaces is unloaded; requests under way keep theirs. A
+    version that cannot be loaded is reported, and the versions of before stay.
 
     Args:
-        config: the models.
-        poll_seconds: how often folders are looked at; 0: only when asked (`poll`).
+        config: `ModelServerConfig`, the models.
+        poll_seconds: float, seconds between two looks at the folders; 0 looks only when `poll` is called. Default: 1.
     """
 
     def __init__(self, config: model_server_config_pb2.ModelServerConfig, poll_seconds: float = 1.0) -> None:
@@ -106,7 +106,7 @@ class Models:
                 log.exception("Could not look at the folders")
 
     def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
-        """Follow another config: models that it lacks are let go, new ones loaded.
+        """Follow another config: unload the models that it lacks, load new ones.
 
         Raises:
             RequestError: INVALID_ARGUMENT, where the config cannot be followed; FAILED_PRECONDITION, where a label names a
@@ -140,7 +140,7 @@ class Models:
                 self._let_go(model, there[name])
 
     def poll(self) -> None:
-        """Look at the folders once: load what is new, let go what is no longer wanted."""
+        """Look at the folders once: load new versions, unload those that are no longer wanted."""
         with self._changing:
             for model in self._models.values():
                 wanted = self._wanted(model)
@@ -148,7 +148,7 @@ class Models:
                 self._let_go(model, wanted)
 
     def _wanted(self, model: Model) -> set[int] | None:
-        """The versions that are asked for and there; None where the folder cannot be read."""
+        """The wanted versions that lie in the folder; None where it cannot be read."""
         try:
             return wanted_versions(Path(model.config.base_path), model.config.model_version_policy)
         except OSError as error:
@@ -156,7 +156,7 @@ class Models:
             return None
 
     def _load(self, model: Model, wanted: set[int] | None) -> None:
-        """Load the versions that are wanted and not there yet, the oldest first."""
+        """Load the wanted versions that are not loaded yet, the oldest first."""
         for number in sorted(wanted or ()):
             folder = Path(model.config.base_path, str(number))
             known = model.versions.get(number)
@@ -177,7 +177,7 @@ class Models:
                 log.info("Serving version %d of %s", number, model.config.name, extra=about)
 
     def _let_go(self, model: Model, wanted: set[int] | None) -> None:
-        """Let go the versions that are no longer wanted, once one that is wanted can answer."""
+        """Unload the versions that are no longer wanted, once a wanted one can answer."""
         if wanted is None or (wanted and not wanted & set(model.available)):
             return
         for number, version in model.versions.items():
@@ -238,7 +238,7 @@ class Models:
 
     @property
     def problem(self) -> str:
-        """Why a model has no version that answers; "" where all have."""
+        """The reason why a model has no version that answers; "" where all have one."""
         for model in self._models.values():
             if not model.available:
                 errors = [version.error for _, version in sorted(model.versions.items()) if version.error]

@@ -1,4 +1,4 @@
-"""A load test of a model server over gRPC: so many clients at once, or so many requests a second. TensorFlow is not needed."""
+"""A load test of a model server over gRPC, closed loop or open loop. TensorFlow is not needed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load test saw.
+    """The figures of a load test.
 
     Attributes:
-        seconds: how long it lasted.
-        milliseconds: float64 `(answered,)`: how long each answer took, in the order of the answers.
-        errors: how many requests ended with each status code but OK.
-        answers: the answers, as bytes, where they were asked for.
+        seconds: float, duration of the test.
+        milliseconds: float64 array, shape `(answered,)`, latency of each answer, in the order of the answers.
+        errors: dict, number of requests by status code; without OK.
+        answers: list of bytes, the answers; empty unless `keep_answers` is set.
     """
 
     seconds: float
@@ -47,11 +47,11 @@ class LoadReport:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return len(self.milliseconds) / self.seconds
 
     def percentile(self, share: float) -> float:
-        """The time in milliseconds within which `share` percent were answered; NaN where none was."""
+        """The latency in milliseconds that `share` percent of the answers stay within; NaN without an answer."""
         return float(np.percentile(self.milliseconds, share)) if len(self.milliseconds) else float("nan")
 
 
@@ -63,7 +63,16 @@ def recommend_requests(
     number: int = 512,
     seed: int = 0,
 ) -> list[bytes]:
-    """Requests for `recommend` with random histories, as bytes."""
+    """Serialized requests for `recommend` with random histories.
+
+    Args:
+        item_ids: ids to make histories of.
+        history_length: int, items of each history.
+        k: int, recommendations asked for. Default: 10.
+        model_name: str, name of the model on the server. Default: `default`.
+        number: int, number of requests. Default: 512.
+        seed: int. Default: 0.
+    """
     rng, wire = np.random.default_rng(seed), Wire(model_name)
     requests = []
     for _ in range(number):
@@ -83,16 +92,16 @@ def load_test(
     timeout: float = 10.0,
     keep_answers: bool = False,
 ) -> LoadReport:
-    """Send `PredictRequest`s, in turn, and time the answers.
+    """Send `PredictRequest`s in turn and time the answers.
 
     Args:
-        address: `host:port` of gRPC.
-        requests: serialized, so that little of the time measured is the client's own.
-        clients: how many send one request after the other; without meaning where a `rate` is given.
-        seconds: how long to send; what is under way then is waited for.
-        rate: requests a second, sent whether or not earlier ones are answered: what a public does.
-        timeout: seconds until a request is given up.
-        keep_answers: whether the report holds the answers.
+        address: str, `host:port` of gRPC.
+        requests: serialized requests, so that the client adds little to the measured time.
+        clients: int, clients of the closed loop, each of which sends one request after the other. Default: 8.
+        seconds: float, duration of the sending; requests under way at the end are waited for. Default: 10.
+        rate: float, open-loop mode: send this many requests per second, whatever the server's pace. Default: closed loop.
+        timeout: float, seconds after which a request fails. Default: 10.
+        keep_answers: bool, whether the report holds the answers. Default: False.
     Raises:
         ServingError: nothing answers at the address.
     """
@@ -111,7 +120,7 @@ def load_test(
         calls: list[Any] = [channel.unary_unary(PREDICT) for channel in channels]
 
         def finish(call: Any, begin: float, answer: bytes | None = None) -> None:
-            """Note how a call ended."""
+            """Record the end of a call."""
             spent = time.perf_counter() - begin
             if call.code() is not grpc.StatusCode.OK:
                 codes.append(call.code().name)
@@ -156,9 +165,9 @@ class ServerProcess:
     """A model server in a process of its own.
 
     Attributes:
-        process: it.
-        address: of its gRPC.
-        rest_address: of its REST API, with its metrics.
+        process: `subprocess.Popen`.
+        address: str, `host:port` of its gRPC.
+        rest_address: str, `host:port` of its REST API and its metrics.
     """
 
     process: subprocess.Popen
@@ -166,7 +175,11 @@ class ServerProcess:
     rest_address: str
 
     def measure(self, requests: Sequence[bytes], *, seconds: float = 10.0, **load: Any) -> tuple[LoadReport, float]:
-        """A load test once the server is warm, and the mean milliseconds in the model; the arguments are those of `load_test`."""
+        """Run a load test after a warm-up; for the arguments, see `load_test`.
+
+        Returns:
+            `(report, milliseconds)`: the `LoadReport`, and the mean time of a request in the model.
+        """
         warm = {"clients": load.get("clients", 8), "seconds": min(seconds, 2)}
         load_test(self.address, requests, **warm)  # type: ignore[arg-type]
         count, spent = self._totals()
@@ -175,7 +188,7 @@ class ServerProcess:
         return report, (more - spent) / max(later - count, 1)
 
     def _totals(self) -> tuple[float, float]:
-        """How many requests went through the model so far, and the milliseconds they spent there."""
+        """The number of requests that the model has answered so far, and their total milliseconds in it."""
         with urllib.request.urlopen(f"http://{self.rest_address}{METRICS_PATH}", timeout=10) as answer:
             text = answer.read().decode()
         sums = [

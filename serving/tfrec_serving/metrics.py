@@ -1,4 +1,4 @@
-"""What a server counts, under TensorFlow Serving's names, in the text format of Prometheus.
+"""The metrics of a server, under TensorFlow Serving's names, in the text format of Prometheus.
 
 Ours rather than the Prometheus client's: that one appends `_total` to counters, which TensorFlow Serving's dashboards lack.
 """
@@ -50,7 +50,7 @@ class Metrics:
             histogram[-1] += value
 
     def text(self) -> str:
-        """Everything, as a scrape reads it."""
+        """All metrics in the text format of Prometheus."""
         with self._lock:
             counts, histograms = dict(self._counts), {key: list(values) for key, values in self._histograms.items()}
         lines: list[str] = []

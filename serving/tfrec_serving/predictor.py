@@ -1,4 +1,4 @@
-"""One request, from whichever API: found, checked, answered alone or with others, counted."""
+"""The way of a request, over gRPC or REST: found, checked, answered alone or in a batch, counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfrec_serving.servable import RequestError, Servable
 
 
 class Predictor:
-    """What gRPC and REST share.
+    """The part that gRPC and REST share.
 
     Args:
         models: what is served.

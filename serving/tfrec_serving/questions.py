@@ -61,7 +61,7 @@ def _query(history: Sequence[str], timestamps: Sequence[int] | None, request_tim
 
 
 def _values(wanted: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """`{"genres": ["Comedy"]}` as a request names it: `genres=Comedy`."""
+    """`{"genres": ["Comedy"]}` in the form of a request: `genres=Comedy`."""
     return text_ids([[f"{name}={value}" for name, values in wanted.items() for value in values]])
 
 

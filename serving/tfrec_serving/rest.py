@@ -30,7 +30,7 @@ HTTP_STATUS = {
     "DEADLINE_EXCEEDED": 504,
 }
 BODY_SECONDS = 30.0
-"""How long the body of a request may take to arrive."""
+"""Seconds within which the body of a request must arrive."""
 
 
 def _bytes(value: Any, name: str) -> Any:
@@ -204,7 +204,7 @@ class RestServer:
         await web.TCPSite(self._runner, host, port).start()
 
     def stop(self) -> None:
-        """Finish what is under way and stop."""
+        """Finish the requests under way and stop."""
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

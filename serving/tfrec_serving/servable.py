@@ -21,7 +21,7 @@ log = logging.getLogger("tfrec_serving")
 
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 OP_PACKAGES = {"Scann": "scann.scann_ops.py.scann_ops"}
-"""What registers the ops that a manifest asks for."""
+"""The packages that register the ops of a manifest."""
 
 
 class RequestError(Exception):
@@ -81,7 +81,7 @@ class Servable:
             raise ValueError(f"The warm-up file `{path}` has a request that is refused: {error}") from None
 
     def check_outputs(self, signature_name: str, outputs: Iterable[str]) -> None:
-        """Raise `RequestError` where an output filter names what the signature lacks."""
+        """Raise `RequestError` for an output filter that names an output which the signature lacks."""
         known, seen = self.signature(signature_name).outputs, set()
         for alias in outputs:
             if alias in seen:
@@ -95,7 +95,7 @@ class Servable:
                 )
 
     def check(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The inputs, when names, dtypes and shapes are those of the signature; else `RequestError`."""
+        """Check names, dtypes and shapes of inputs against the signature; raise `RequestError` for others."""
         definition = self.signature(signature_name)
         _check_names(inputs, definition)
         for name, value in inputs.items():
@@ -129,7 +129,7 @@ class Servable:
 
 
 def _free(model: Any) -> None:
-    """Free what TensorFlow would keep of a loaded model: hash tables, and what an export says in `release`."""
+    """Free the resources of a loaded model that TensorFlow would keep: hash tables, and those of the export's `release`."""
     if hasattr(model, "release"):
         model.release.concrete_functions[0]()
     captured = [t for f in model.signatures.values() for t in f.captured_inputs if t.dtype == tf.resource]
@@ -167,7 +167,7 @@ def _specs(definition: meta_graph_pb2.SignatureDef) -> dict[str, tuple[str, list
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """What went wrong, out of a message that also tells of nodes and stack traces."""
+    """The cause, out of a message that also holds nodes and stack traces."""
     frame = ("Graph execution error", "Detected at node", "<stack traces", "\t")
     lines = [line for line in error.message.splitlines() if line.strip() and not line.startswith(frame)]
     return lines[0] if lines else error.message

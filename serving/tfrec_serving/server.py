@@ -19,7 +19,7 @@ log = logging.getLogger("tfrec_serving")
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as a line of JSON: `time`, `level`, `message`; `model` and `version` where it is about one; `error`."""
+    """Writes a log record as a line of JSON: `time`, `level`, `message`, and where they apply `model`, `version`, `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
@@ -34,18 +34,18 @@ class Server:
     """Models served over gRPC and, when asked for, REST.
 
     Args:
-        model_base_path: the folder with the version folders; None with `model_config_file`.
-        port: of gRPC; 0 takes a free one.
-        rest_api_port: of REST; None leaves it out, 0 takes a free one.
-        model_name: how requests call the model.
-        host: the address to listen on.
-        model_config_file: a `ModelServerConfig` in text format, for several models, version policies and labels.
-        file_system_poll_wait_seconds: how often folders are looked at for new versions; 0: never.
-        batching_parameters_file: turns batching on; "" takes the defaults.
-        monitoring_config_file: turns the metrics of Prometheus on, over REST.
-        ssl_config_file: key, certificate and CA for gRPC.
-        grpc_max_threads: requests that are answered at a time.
-        max_concurrent_requests: of gRPC, and as many of REST: those beyond it are refused with RESOURCE_EXHAUSTED.
+        model_base_path: path of the folder with the version folders; None with `model_config_file`.
+        port: int, port of gRPC; 0 takes a free one.
+        rest_api_port: int, port of REST; None leaves REST out, 0 takes a free port.
+        model_name: str, name of the model in requests.
+        host: str, address to listen on.
+        model_config_file: path of a `ModelServerConfig` in text format, for several models, version policies and labels.
+        file_system_poll_wait_seconds: float, seconds between two looks for new versions; 0 never looks.
+        batching_parameters_file: path that turns batching on; "" takes the default parameters.
+        monitoring_config_file: path that turns on the metrics of Prometheus, over REST.
+        ssl_config_file: path of key, certificate and CA for gRPC.
+        grpc_max_threads: int, requests that are answered at a time.
+        max_concurrent_requests: int, limit of gRPC requests and of REST requests; further ones get RESOURCE_EXHAUSTED.
     Raises:
         ValueError: a file cannot be read, or a model has no version that can be loaded.
     """
@@ -161,15 +161,20 @@ def _flag(text: str) -> bool:
 
 
 def main() -> None:
-    """`tfrec-model-server`: the flags of `tensorflow_model_server` that it understands."""
+    """Run `tfrec-model-server`, with flags of `tensorflow_model_server`."""
     parser = argparse.ArgumentParser("tfrec-model-server", description=__doc__)
     add = parser.add_argument
     add("--port", type=int, default=8500, help="port of gRPC")
     add("--rest_api_port", type=int, default=None, help="port of REST; left out by default")
-    add("--model_name", default="default", help="how requests call the model")
+    add("--model_name", default="default", help="name of the model in requests")
     add("--model_base_path", default=None, help="folder with the version folders")
     add("--model_config_file", default=None, help="ModelServerConfig in text format, instead of name and path")
-    add("--file_system_poll_wait_seconds", type=float, default=1.0, help="between looks at the folders; 0: never")
+    add(
+        "--file_system_poll_wait_seconds",
+        type=float,
+        default=1.0,
+        help="seconds between looks for new versions; 0: never",
+    )
     add("--enable_batching", type=_flag, nargs="?", const=True, default=False, help="answer requests together")
     add("--batching_parameters_file", default="", help="BatchingParameters in text format; with --enable_batching")
     add("--monitoring_config_file", default=None, help="MonitoringConfig in text format")
@@ -177,8 +182,8 @@ def main() -> None:
     add("--grpc_max_threads", type=int, default=8, help="requests that are answered at a time")
     add("--tensorflow_intra_op_parallelism", type=int, default=1, help="threads that share one op")
     add("--tensorflow_inter_op_parallelism", type=int, default=0, help="ops that run at a time; 0: cores less one")
-    add("--max_concurrent_requests", type=int, default=256, help="refuse requests beyond so many (ours)")
-    add("--log_format", choices=("text", "json"), default="text", help="of what goes to standard error (ours)")
+    add("--max_concurrent_requests", type=int, default=256, help="limit, beyond which requests are refused (ours)")
+    add("--log_format", choices=("text", "json"), default="text", help="format of the log on standard error (ours)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (ours)")
     given = vars(parser.parse_args())
     if (given["model_base_path"] is None) == (given["model_config_file"] is None):
