@@ -75,7 +75,10 @@ __all__ = ["__version__", *sorted(_HOMES)]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tfrec' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    if "keras" in sys.modules:
+        _register_with_keras()
+    return value
 
 
 def __dir__() -> list[str]:
@@ -95,7 +98,10 @@ class _KerasWatcher(importlib.abc.MetaPathFinder):
 
             def execute_and_register(module):
                 execute(module)
-                _register_with_keras()
+                ours = (other for other in sys.modules if other.startswith("tfrec."))
+                # A module of ours that imports Keras is not whole yet: `__getattr__` registers the classes after it.
+                if not any(getattr(sys.modules[other].__spec__, "_initializing", False) for other in ours):
+                    _register_with_keras()
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

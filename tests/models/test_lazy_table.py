@@ -70,6 +70,7 @@ def test_a_step_gives_the_loss_and_the_gradients_of_the_dense_one(small_config, 
         np.testing.assert_allclose(tf.convert_to_tensor(a), tf.convert_to_tensor(b), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns(small_config, run, data, tmp_path):
     """Close to the run with the full softmax and the dense update."""
     config = dataclasses.replace(small_config, loss="sampled_softmax", num_negatives=128, lazy_table=True)

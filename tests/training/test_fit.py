@@ -132,12 +132,14 @@ def test_few_events_start_from_counts_and_many_do_not(data):
     assert abs(np.mean(np.sum(random * table, axis=1))) < 0.1 * np.mean(np.sum(table * table, axis=1))
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_learns_as_well(small_config, run, data, tmp_path, precision):
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_training_reaches_the_stored_run_in_every_precision(small_config, run, data, tmp_path, precision):
     from tfrec.evaluation.ranking import evaluate
 
     mixed = train(dataclasses.replace(small_config, precision=precision), data, tmp_path / "run")
     assert mixed.model.sequence_tower.compute_dtype == precision
+    assert mixed.config == run.config if precision == "float32" else mixed.config != run.config
     assert mixed.model.item_tower.table.dtype == "float32"
     both = [evaluate(data, "test", r.model)["model"]["hr@10"] for r in (run, mixed)]
     assert both[1] > 0.95 * both[0]
