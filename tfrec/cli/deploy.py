@@ -26,10 +26,8 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out_: Annotated[Path, typer.Option("--out", help="Export folder; the next version goes into it.")],
     index: Annotated[str, typer.Option(help=INDEX_HELP)] = "scann",
-    k: Annotated[int, typer.Option("-k", help="How many items `serving_default` recommends.")] = 10,
-    recall: Annotated[
-        float, typer.Option(help="Share of the exact top k that an approximate index is to find.")
-    ] = 0.99,
+    k: Annotated[int, typer.Option("-k", help="Number of items that `serving_default` recommends.")] = 10,
+    recall: Annotated[float, typer.Option(help="Share of the exact top k that an approximate index must find.")] = 0.99,
     storage: Annotated[
         str,
         typer.Option(help="How vectors are kept: `float32`, `bfloat16`, or for partitioned `int8` (codes besides)."),
@@ -77,7 +75,7 @@ def refresh(
     export: Annotated[Path, typer.Argument(help="Export folder; its newest version is refreshed.")],
     items: Annotated[Path | None, typer.Option(help=ITEMS_HELP)] = None,
     remove: Annotated[Path | None, typer.Option(help="File with a column of item ids to take out.")] = None,
-    run: Annotated[Path | None, typer.Option(help="The run it came from, where that has moved.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run that the export came from, where it has moved.")] = None,
 ) -> None:
     """Write the next version of an export, with items added or removed, without training."""
     from tfrec.deploy.catalogue import read_changes
@@ -135,7 +133,7 @@ def check(
 def lite(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out_: Annotated[Path, typer.Option("--out", help="File to write, such as model.tflite.")],
-    k: Annotated[int, typer.Option("-k", help="How many items it recommends.")] = 10,
+    k: Annotated[int, typer.Option("-k", help="Number of items that it recommends.")] = 10,
     index: Annotated[str, typer.Option(help="`exact`, or `partitioned` for a large catalogue.")] = "exact",
 ) -> None:
     """Convert to LiteRT for phones and edge devices, and compare with Keras."""

@@ -39,7 +39,7 @@ bench_app.command("serve")(bench_serve)
 
 
 def main() -> None:
-    """Run the command line. What a user can mend is one sentence on standard error and exit code 2."""
+    """Run the command line. An error that a user can mend is one sentence on standard error and exit code 2."""
     try:
         app()
     except (ValueError, OSError, ImportError) as error:

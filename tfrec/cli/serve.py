@@ -16,7 +16,7 @@ def serve(
     export: Annotated[Path, typer.Argument(help="Export folder; its newest version is served.")],
     port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8500,
     rest_port: Annotated[int | None, typer.Option(help="Port of REST; left out by default.")] = None,
-    model_name: Annotated[str, typer.Option(help="How requests call the model.")] = "default",
+    model_name: Annotated[str, typer.Option(help="Name of the model in requests.")] = "default",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Serve an export as TensorFlow Serving does: gRPC and REST."""
@@ -30,13 +30,18 @@ def bench_serve(
     address: Annotated[
         str | None, typer.Option(help="`host:port` of a server that holds it; without it one is started here.")
     ] = None,
-    clients: Annotated[int, typer.Option(min=1, help="How many ask at a time, each one request after the other.")] = 8,
-    rate: Annotated[float | None, typer.Option(min=0.1, help="Instead: requests a second, answered or not.")] = None,
+    clients: Annotated[
+        int, typer.Option(min=1, help="Closed-loop mode: clients that each send one request after the other.")
+    ] = 8,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Open-loop mode: send this many requests per second, whatever the server's pace."),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
     history_length: Annotated[int, typer.Option(min=0, help="Items in each history.")] = 50,
     k: Annotated[int, typer.Option("-k", min=1, help="Recommendations asked for.")] = 10,
     batching: Annotated[bool, typer.Option(help="The server started here answers requests together.")] = False,
-    model_name: Annotated[str, typer.Option(help="How the server at --address calls the model.")] = "default",
+    model_name: Annotated[str, typer.Option(help="Name of the model on the server at --address.")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Load a model server: rate, percentiles, errors, and the share of the time that is spent in the model."""
@@ -70,10 +75,10 @@ def recommend(
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     exclude: Annotated[str, typer.Option(help="Item ids not to recommend.")] = "",
     timestamps: Annotated[
-        str, typer.Option(help="When each item was, in seconds since 1970, for a model that reads times.")
+        str, typer.Option(help="Seconds since 1970 of each item, for a model that reads times.")
     ] = "",
     request_time: Annotated[
-        int | None, typer.Option(help="When this is asked, for such a model; now by default.")
+        int | None, typer.Option(help="Second of the request, for such a model; now by default.")
     ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="attribute=value: items that have it, where the export has a filter.")
@@ -82,7 +87,7 @@ def recommend(
     titles: Annotated[
         Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")
     ] = None,
-    model_name: Annotated[str, typer.Option(help="How the server calls the model.")] = "default",
+    model_name: Annotated[str, typer.Option(help="Name of the model on the server.")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items after a history."""

@@ -1,4 +1,4 @@
-"""What commands print."""
+"""Tables and lines that commands print."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def print_recommendations(answer: list, names: dict[str, str]) -> None:
 
 
 def print_lite(report) -> None:
-    """What `tfrec lite` says."""
+    """The line of `tfrec lite`."""
     out.print(
         f"Wrote {report.path}: {report.size_bytes / 1e6:.2f} MB, vocabulary.json beside it. Against Keras, over "
         f"{report.num_histories} histories: largest score difference {report.max_difference:.1e}, same items for "

@@ -10,7 +10,7 @@ import typer
 
 from tfrec.cli.tables import out, print_metrics
 
-PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec, hstu or narm; --set changes what it sets."
+PRESET_HELP = "A well-known design: default, large, sasrec, gsasrec, esasrec, hstu or narm; --set has the last word."
 
 
 def train(

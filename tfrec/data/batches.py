@@ -54,9 +54,9 @@ def prepare_inputs(item_index, max_length: int, timestamps=None, request_time=No
     """The inputs of a `TwoTower` from raw rows: `prepare_history`, and the times for a model that reads times.
 
     Args:
-        item_index, max_length: as of `prepare_history`.
-        timestamps: None, or int64 tensor, shape `(batch, length)`: when each item was, in seconds; 0 = unknown.
-        request_time: int64 tensor, shape `(batch,)`: when the item after the newest is asked for; 0 = unknown.
+        item_index, max_length: see `prepare_history`.
+        timestamps: int64 tensor, shape `(batch, length)`, the second of each item; 0 = unknown. Default: no times.
+        request_time: int64 tensor, shape `(batch,)`, the second of the request; 0 = unknown.
     """
     if timestamps is None:
         history, is_real = prepare_history(item_index, max_length)

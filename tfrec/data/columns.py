@@ -10,7 +10,7 @@ COMMON_NAMES = {
     "time": ("timestamp", "time", "unixreviewtime", "event_time", "datetime", "created_at", "date", "ts"),
     "title": ("title", "name", "item_name", "product_name", "movie_title"),
 }
-"""What columns are called in public logs, most specific first; compared in lower case."""
+"""Names of columns in public logs, most specific first, compared in lower case."""
 
 
 def choose_columns(

@@ -26,7 +26,7 @@ CHUNK_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class Log:
-    """The files of a log and how they are read. What is left at None is guessed, and the guess is reported.
+    """The files of a log and the way to read them. A field left at None is guessed, and the guess is reported.
 
     Attributes:
         paths: the files, read in this order.

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 PAD_INDEX = 0
-"""The index that fills a row after its history has run out."""
+"""The index of padding, which fills up a row."""
 OOV_INDEX = 1
 """The index of an id that the vocabulary lacks (out of vocabulary)."""
 FIRST_ITEM_INDEX = 2
-"""The index of the first real item; `item_index >= FIRST_ITEM_INDEX` is how "known" is tested at a boundary."""
+"""The index of the first real item: an item is known where `item_index >= FIRST_ITEM_INDEX`."""
 
 
 class Vocabulary:

@@ -1,4 +1,4 @@
-"""Preflight: what an export needs, who can load it, and whether it answers."""
+"""Preflight check: the ops an export needs, the servers that can load it, and whether it answers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import tensorflow as tf
 
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
-"""They call back into the Python process that saved them: registered everywhere, and working nowhere else."""
+"""Ops that call back into the Python process that saved them: registered everywhere, but working nowhere else."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        folder: the version folder.
-        signatures: their names.
-        foreign_ops: ops that stock TensorFlow lacks: stock TF Serving refuses the export for them.
-        packages: what our server imports to have them.
-        size_bytes: of all files.
-        warmup_requests: how many were replayed.
-        answer: ids that `serving_default` recommends to the longest warm-up history.
+        folder: Path of the version folder.
+        signatures: list of str, their names.
+        foreign_ops: list of str, ops that stock TensorFlow lacks, for which stock TensorFlow Serving refuses the export.
+        packages: list of str, packages that our server imports for these ops.
+        size_bytes: int, size of all files.
+        warmup_requests: int, number of requests that were replayed.
+        answer: list of str, ids that `serving_default` recommends to the longest warm-up history.
     """
 
     folder: Path
@@ -64,12 +64,15 @@ def ops_of(folder: Path) -> set[str]:
 
 
 def is_stock_op(name: str) -> bool:
-    """Whether stock TensorFlow has an op; those of a package bear its name before a `>`."""
+    """Whether stock TensorFlow has an op. The ops of a package have its name before a `>`."""
     return ">" not in name and name not in PYTHON_OPS and hasattr(tf.raw_ops, name)
 
 
 def check(folder: str | os.PathLike) -> CheckReport:
     """Load a version folder as a server does, replay its warm-up file and ask it for recommendations.
+
+    >>> check("export/1").is_stock  # doctest: +SKIP
+    True
 
     Raises:
         ValueError: it cannot be loaded or does not answer; the message says what and why.

@@ -21,11 +21,11 @@ from tfrec.index.partitioned import STORAGES, PartitionedIndex
 
 KINDS = ("exact", "partitioned", "scann")
 BLOCK = 8
-"""Queries that are asked at a time, where recall is measured."""
+"""Queries that are asked at a time to measure recall."""
 
 
 def estimate_bytes(kind: str, num_items: int, width: int, storage: str = "float32") -> int:
-    """About how much memory an index takes while it is built, which is more than it keeps; the vectors given not counted."""
+    """The approximate memory in bytes for building an index, which is more than it keeps, without the given vectors."""
     vectors = 4 * num_items * width
     kept = vectors * {"float32": 1.0, "bfloat16": 0.5, "int8": 1.25}[storage]
     if kind == "exact":
@@ -44,13 +44,16 @@ def build_index(
 ) -> ExactIndex:
     """Build an index over item vectors; an approximate one is tuned to a recall.
 
+    >>> build_index("exact", np.eye(3, dtype=np.float32)).num_items
+    3
+
     Args:
-        kind: one of `KINDS`.
-        vectors: float32 `(num_items, width)`; a tensor is kept as it is, where that suffices, an array is copied.
-        storage: `"float32"` or `"bfloat16"`; of a partitioned index, also `"int8"`.
-        queries: float32 `(number, width)`, like those to come, to tune an approximate index with; else some of the vectors.
-        recall: in (0, 1]: the share of the exact top `k` that is to be found.
-        k: of `recall`.
+        kind: str, one of `KINDS`.
+        vectors: float32, shape `(num_items, width)`; an array is copied, a tensor is kept as it is where that suffices.
+        storage: `"float32"` or `"bfloat16"`; for a partitioned index also `"int8"`. Default: `"float32"`.
+        queries: float32, shape `(number, width)`, typical queries to tune an approximate index with. Default: some of the vectors.
+        recall: float in (0, 1], share of the exact top `k` to be found. Default: 0.99.
+        k: int, see `recall`. Default: 10.
     Raises:
         ValueError: there is no such kind, a vector is not finite, or memory does not suffice.
         ImportError: `scann` is not installed.
@@ -93,7 +96,7 @@ def build_index(
 
 
 def _in_blocks(answer: Callable[[tf.Tensor], tf.Tensor], queries: np.ndarray) -> np.ndarray:
-    """What `answer` says to all queries, asked a few at a time: each may need a score for every item."""
+    """The answers to all queries, asked a few at a time, because each may need a score for every item."""
     compiled = tf.function(answer, reduce_retracing=True)
     blocks = (queries[i : i + BLOCK] for i in range(0, len(queries), BLOCK))
     return np.concatenate([compiled(tf.constant(block)).numpy() for block in blocks])
@@ -105,7 +108,7 @@ def exact_top(index: ExactIndex, queries: np.ndarray, k: int = 10) -> np.ndarray
 
 
 def recall(index: ExactIndex, queries: np.ndarray, k: int = 10) -> float:
-    """Share of the exact top `k` that `index` finds, averaged over `queries`; 1 for none."""
+    """The share of the exact top `k` that `index` finds, averaged over `queries`; 1 without a query."""
     if index.is_exact or not len(queries):
         return 1.0
     best = exact_top(index, queries, k)

@@ -1,4 +1,4 @@
-"""The exact index, and what all indexes share: exclusions, filters, and `k` results while the catalogue has them."""
+"""The exact index, and the part that all indexes share: exclusions, filters, and `k` results while the catalogue has them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 SPARE = 1000
-"""How many more candidates than asked for are looked at where a filter may take some out."""
+"""Further candidates beside those asked for, where a filter may take some out."""
 # rows are gathered from `variable.value()`: gathering from a variable itself makes TensorFlow copy it whole whenever it is read
 STORAGES = ("float32", "bfloat16")
 
@@ -72,7 +72,7 @@ class ExactIndex(tf.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it was built."""
+        """The settings of the build, for the manifest."""
         return {"storage": self.storage}
 
     @property
@@ -80,7 +80,7 @@ class ExactIndex(tf.Module):
         return self.vectors.shape[0]
 
     def handles(self) -> list[tf.Tensor]:
-        """Resources beside the variables, which nothing frees but `DestroyResourceOp`."""
+        """Resources beside the variables, which only `DestroyResourceOp` frees."""
         return []
 
     def vectors_of(self, items: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Filters of a served model: which items a request lets through, by an attribute of theirs."""
+"""Filters of a served model: a request lets items through by their attributes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAD, UNKNOWN = 0, -1
 
 
 def values_of(value: Any) -> list[str]:
-    """The values of an item's attribute: of a list its members; of text what stands between bars.
+    """The values of an item's attribute: the members of a list, or the parts of a text between bars.
 
     >>> values_of("Action|Comedy"), values_of(["Drama"]), values_of(True), values_of(1999), values_of(None)
     (['Action', 'Comedy'], ['Drama'], ['true'], ['1999'], [])
@@ -31,11 +31,11 @@ def values_of(value: Any) -> list[str]:
 class ItemFilter(tf.Module):
     """Lets items through by the values of their attributes.
 
-    A request names values as `attribute=value`. An item is let through if, of every attribute that the request allows values
-    of, it has one of these, and if it has none of the values denied. What no item has is allowed to none.
+    A request names values as `attribute=value`. An item passes if it has an allowed value of each attribute that the request
+    names, and none of the denied values. A value that no item has lets nothing through.
 
     Args:
-        attributes: by name, the value of each item, of any kind that `values_of` knows.
+        attributes: dict, the values of the items by the name of the attribute, of any kind that `values_of` knows.
     Raises:
         ValueError: no item has a value of an attribute.
     """
@@ -61,7 +61,7 @@ class ItemFilter(tf.Module):
         )
 
     def allows(self, items, allow, deny):
-        """Which items are let through: bool `(R, C)`.
+        """Tell the items that pass: bool tensor, shape `(R, C)`.
 
         Args:
             items: int32 `(R or 1, C)`.

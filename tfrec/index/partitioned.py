@@ -1,6 +1,6 @@
-"""An approximate index in stock TensorFlow ops: items in leaves around k-means centres, of which a query visits the best.
+"""An approximate index in stock TensorFlow ops: items lie in leaves around k-means centres, and a query visits the best leaves.
 
-Any TensorFlow Serving loads it, which has no ScaNN ops; and LiteRT does.
+Any TensorFlow Serving loads it, and LiteRT too: it needs no ops of ScaNN.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from tfrec.index.exact import ExactIndex
 
 STORAGES = ("float32", "bfloat16", "int8")
 LEAVES = 4.0
-"""Leaves there are for each square root of the number of items."""
+"""Number of leaves, as a multiple of the square root of the number of items."""
 LARGEST_LEAF = 1.5
-"""How many times the mean a leaf holds at most; larger ones are split."""
+"""Size of the largest leaf, as a multiple of the mean; larger leaves are split."""
 SAMPLE = 64
-"""Items for each leaf that k-means learns from."""
+"""Size of the sample for k-means, in items for each leaf."""
 ITERATIONS = 10
 BLOCK = 1 << 12
 """Items compared with the centres at a time."""
 GATHERED = 4
-"""How many times as long a vector takes that is gathered from its leaf as one in a product with all of them."""
+"""Time of a vector gathered from its leaf, as a multiple of its time in a product with all vectors."""
 RESCORED = 4
-"""How many times as many candidates as asked for get exact scores after a scan of int8 codes."""
+"""Candidates that get exact scores after a scan of int8 codes, as a multiple of the number asked for."""
 
 
 @tf.function(reduce_retracing=True)
@@ -36,7 +36,7 @@ def _nearest(x, centres):
 
 
 def _shaped(vectors: np.ndarray) -> np.ndarray:
-    """What is clustered: the direction of each vector, and half of its length."""
+    """The vectors to cluster: the direction of each vector, with the square root of its norm."""
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.sqrt(np.maximum(norm, 1e-12))).astype(np.float32)
 
@@ -49,7 +49,7 @@ def _assign(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _kmeans(vectors: np.ndarray, num_leaves: int, seed: int) -> np.ndarray:
-    """Centres by Lloyd's algorithm on a sample; a leaf that stays all but empty moves to where leaves are full."""
+    """Find centres by Lloyd's algorithm on a sample; a nearly empty leaf moves to a place where leaves are full."""
     rng = np.random.default_rng(seed)
     sample = vectors[np.sort(rng.choice(len(vectors), min(len(vectors), SAMPLE * num_leaves), replace=False))]
     centres = _shaped(sample[rng.choice(len(sample), num_leaves, replace=False)])
@@ -69,7 +69,7 @@ def _kmeans(vectors: np.ndarray, num_leaves: int, seed: int) -> np.ndarray:
 
 
 def _halves(vectors: np.ndarray, rows: np.ndarray, largest: int) -> list[np.ndarray]:
-    """`rows` in parts of `largest` at most, cut across the direction in which their vectors differ most."""
+    """Cut `rows` into parts of at most `largest`, across the direction in which their vectors differ most."""
     parts = -(-len(rows) // largest)
     if parts == 1:
         return [rows]
@@ -79,11 +79,11 @@ def _halves(vectors: np.ndarray, rows: np.ndarray, largest: int) -> list[np.ndar
 
 
 class PartitionedIndex(ExactIndex):
-    """Ranks the items of the leaves whose centres promise the highest scores.
+    """Ranks the items of the leaves with the most promising centres.
 
     Leaves come from k-means and are split until none is much larger than the mean; vectors lie leaf by leaf, without padding.
-    A leaf promises a query the dot product with the direction of its mean, times its longest vector: so vectors of any length
-    are ranked right, long ones first. All items are ranked, rather, where the candidates asked for need a quarter of the leaves.
+    The promise of a leaf is the dot product of the query with the direction of its mean, times the norm of its longest vector. So
+    vectors of any norm are ranked right, long ones first. All items are ranked where the candidates need a quarter of the leaves.
     Source: the inverted file of Jegou et al. 2011 (IVF-Flat, as in FAISS). Differs from the source: inner product over
     vectors of any length, leaves of bounded size.
 
@@ -163,7 +163,7 @@ class PartitionedIndex(ExactIndex):
         return scores, tf.gather(self._item.value(), rows)
 
     def _visit(self, queries, number, probes):
-        """A query at a time: what one visits fits the cache, and a server's threads take several."""
+        """Answer one query at a time: its leaves fit the cache, and the threads of a server answer several."""
         promise = tf.linalg.matmul(queries, self.centres, transpose_b=True)
         _, leaves = tf.math.top_k(promise, probes)
         return tf.map_fn(
@@ -190,7 +190,7 @@ class PartitionedIndex(ExactIndex):
         return scores, tf.gather(self._item.value(), tf.gather(rows, kept))
 
     def _scan(self, rows, query):
-        """The scores that decide what is kept: exact, or of int8 codes."""
+        """The scores that choose the candidates: exact, or of int8 codes."""
         if self._codes is None:
             return tf.linalg.matvec(tf.cast(tf.gather(self.vectors.value(), rows), tf.float32), query)
         codes = tf.cast(tf.gather(self._codes.value(), rows), tf.float32)
@@ -201,8 +201,8 @@ class PartitionedIndex(ExactIndex):
 
         Args:
             queries: float32 `(number, width)`.
-            best: int32 `(number, k)`: the exact answer to each.
-            recall: in (0, 1]: the share of `best` that is to be found.
+            best: int32 `(number, k)`, the exact answer to each query.
+            recall: float in (0, 1], share of `best` to be found.
         """
         promise = queries @ self.centres.numpy().T
         place = np.empty(promise.shape, np.int32)

@@ -1,7 +1,7 @@
 """The ScaNN index (Guo et al. 2020): quantised scoring, then exact scores for the best, in ScaNN's own TensorFlow ops.
 
-The builder is used directly, not TFRS's layer: that one builds a tree whatever the size, cannot take the number of
-reordered candidates at query time, and fills rows that come up short with item 0.
+The builder is used directly, without TFRS's layer: the layer builds a tree for any size, cannot take the number of reordered
+candidates at query time, and fills up short rows with item 0.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ FLAT_ITEMS = 200_000
 LEAVES = 2.0
 """Leaves of the tree for each square root of the number of items."""
 SAMPLE = 250_000
-"""Items that a tree and its codes are learned from; the others are put in afterwards."""
+"""Size of the sample that a tree and its codes are learned from; the other items are added afterwards."""
 BLOCK = 1 << 14
-"""Items put in at a time."""
+"""Items added at a time."""
 REORDER = (100, 200, 350, 500, 1000, 2000, 4000)
-"""How many of the best by quantised scores may get exact ones: `tune` chooses."""
+"""Numbers of candidates that get exact scores, of which `tune` chooses one."""
 
 
 def _parts(built: Any, place: np.ndarray) -> list[bytes | list[bytes] | np.ndarray]:
-    """What ScaNN's TensorFlow ops make a searcher from beside the vectors, of one that was built in Python.
+    """The parts of a searcher built in Python from which ScaNN's TensorFlow ops make one, beside the vectors.
 
     Args:
         built: a searcher of `scann_ops_pybind`.
-        place: ints `(num_items,)`: where each item stands in it.
+        place: ints, shape `(num_items,)`, the place of each item in it.
     """
     with tempfile.TemporaryDirectory() as folder:
         built.serialize(folder)
@@ -60,12 +60,12 @@ def _parts(built: Any, place: np.ndarray) -> list[bytes | list[bytes] | np.ndarr
 class ScannIndex(ExactIndex):
     """Ranks items by quantised dot products, then the best of them again by exact ones.
 
-    What comes back always has exact scores.
+    The scores of an answer are always exact.
 
     Args:
         vectors: float32 `(num_items, width)`.
-        storage: `"float32"`: ScaNN keeps its own codes beside the vectors.
-        threshold: of anisotropic quantization: how much more an error along a vector counts than one across it.
+        storage: `"float32"`, the only one: ScaNN keeps its own codes beside the vectors. Default: `"float32"`.
+        threshold: float, of anisotropic quantisation: the weight of an error along a vector against one across it. Default: 0.2.
     """
 
     kind = "scann"
@@ -116,7 +116,7 @@ class ScannIndex(ExactIndex):
         return super().settings | scoring | leaves | {"reorder": f"max({self.reordered}, 2 k)"}
 
     def _handle(self) -> tf.Tensor:
-        """The searcher: the first that asks makes it, with vectors of its own, and it stays until `handles` are destroyed."""
+        """The searcher. The first call makes it, with vectors of its own, and it stays until `handles` are destroyed."""
         unused = (tf.zeros((), dtype) for dtype in (tf.int8, tf.float32, tf.float32))  # of int8 reordering
         return self._scann_ops.tensors_to_scann(self.vectors, *self._parts, *unused, shared_name=self._shared_name)
 
@@ -147,7 +147,7 @@ class ScannIndex(ExactIndex):
     def tune(self, queries: np.ndarray, best: np.ndarray, recall: float) -> None:
         """Choose the cheapest reordering and search of leaves that reach a recall, by measuring.
 
-        Args, as of `PartitionedIndex.tune`. First the reordering, with many leaves; then the leaves.
+        The reordering is chosen first, with many leaves, then the leaves. For the arguments, see `PartitionedIndex.tune`.
         """
 
         def reached() -> bool:

@@ -11,16 +11,16 @@ from tfrec.layers.dropout import Dropout
 from tfrec.layers.positions import rotate
 
 MASKED = -1e9
-"""What a forbidden logit becomes, in float32: far below any real one, yet finite, so an all-padding row gives no NaN."""
+"""The logit of a position that must not be seen: far below any real one, yet finite, so an all-padding row gives no NaN."""
 
 
 def visible(is_real, end, rows: tuple, columns: tuple):
-    """Which positions a row of attention may see: itself and earlier real ones of its own history.
+    """The positions that each row of attention may see: itself and earlier real positions of its own history.
 
     Args:
         is_real: bool tensor, shape `(batch, length)`.
-        end: None, or int tensor of that shape: see `CausalSelfAttention`.
-        rows, columns: `(begin, end)` of the positions that look, and that are looked at.
+        end: int tensor of that shape, or None; see `CausalSelfAttention`.
+        rows, columns: `(begin, end)` of the positions that see, and of those that are seen.
     Returns:
         Bool tensor, shape `(batch, 1, rows, columns)`.
     """
@@ -36,8 +36,8 @@ def visible(is_real, end, rows: tuple, columns: tuple):
 def _logits(query, key, bias, out_of_place):
     """Dot products of queries and keys, plus `bias` where there is one: float32 `(batch, heads, rows, columns)`.
 
-    Out of place, the product is wider than what is read of it. XLA would otherwise write what follows into the product's
-    own memory, and LLVM vectorises no loop that writes where it reads: the exponentials took four times as long.
+    Out of place, the product has more columns than are read. XLA would otherwise write the exponentials in place, into the memory
+    of the product, and LLVM vectorises no loop that writes in place: the exponentials took four times as long.
     """
     columns = ops.shape(key)[2]
     if out_of_place:
@@ -57,11 +57,12 @@ def attend(query, key, value, is_allowed, bias=None, keep=lambda w: w, out_of_pl
         query: float tensor, shape `(batch, heads, rows, head_dim)`.
         key, value: float tensors, shape `(batch, heads, columns, head_dim)`.
         is_allowed: bool tensor that broadcasts to `(batch, heads, rows, columns)`; True = the row may see the column.
-        bias: None, or float tensor of such a shape, added to the logits.
-        keep: dropout of the weights.
-        out_of_place: a little more memory, for which XLA on a CPU takes a third less time; other runtimes gain nothing.
+        bias: float tensor of such a shape, added to the logits. Default: none.
+        keep: dropout of the weights. Default: none.
+        out_of_place: bool, take a little more memory, for which XLA on a CPU takes a third less time. Default: False, for
+            runtimes that gain nothing.
     Returns:
-        Float tensor, shape and dtype of `query`; logits and sums are float32 whatever that is.
+        Float tensor, shape and dtype of `query`; logits and sums are float32 under any policy.
     """
     logits = ops.where(is_allowed, _logits(query * query.shape[-1] ** -0.5, key, bias, out_of_place), MASKED)  # B H R C
     powers = ops.exp(logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True)))
@@ -71,26 +72,26 @@ def attend(query, key, value, is_allowed, bias=None, keep=lambda w: w, out_of_pl
 
 
 def silu(x):
-    """`x * sigmoid(x)`. TensorFlow's own registers a gradient, which keeps for ever the graph it is in and what that reads."""
+    """`x * sigmoid(x)`. TensorFlow's own registers a gradient, which keeps its graph and all that it reads for ever."""
     return x * ops.sigmoid(x)
 
 
 def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda w: w, out_of_place=False):
-    """As `attend`, with SiLU in place of the softmax: what is attended to adds up, no position competes with another."""
+    """As `attend`, with SiLU in place of the softmax: attended positions add up and do not compete."""
     weights = ops.where(is_allowed, silu(_logits(query, key, bias, out_of_place)), 0)  # B H R C
     return ops.matmul(ops.cast(keep(weights), value.dtype), value)
 
 
 def attend_causally(query, key, value, is_real, end=None, bias=None, attend=attend, keep=lambda w: w):
-    """`attend` with each position seeing itself and earlier real ones of its own history.
+    """`attend` in which each position sees itself and earlier real positions of its own history.
 
-    In two halves: the older positions need not look at the newer ones, which saves a quarter of the work. Packed rows,
-    which `fit` and `predict` read and no export does, are attended to out of place.
+    The work is done in two halves: the older half never sees the newer one, which saves a quarter. Packed rows are attended to out
+    of place; `fit` and `predict` read them, and no export does.
 
     Args:
         query, key, value: float tensors, shape `(batch, heads, length, head_dim)`.
-        is_real, end: as of `CausalSelfAttention`.
-        bias: None, or float tensor that broadcasts to `(batch, heads, length, length)`.
+        is_real, end: int tensor, for packed rows; see `CausalSelfAttention`. Default: one history a row.
+        bias: float tensor that broadcasts to `(batch, heads, length, length)`. Default: none.
     Returns:
         Float tensor, shape of `value`.
     """
@@ -113,16 +114,16 @@ def attend_causally(query, key, value, is_real, end=None, bias=None, attend=atte
 
 
 def attend_in_window(query, key, value, is_real, end=None, bias=None, window=1, attend=attend, keep=lambda w: w):
-    """`attend` with each position seeing the `window` newest positions up to itself: cost linear in the length.
+    """`attend` in which each position sees the `window` newest positions up to itself; the cost is linear in the length.
 
-    Rows are cut into blocks of `window`; a block looks at itself and the one before.
+    Rows are cut into blocks of `window` positions. A block sees itself and the block before.
     Source: Beltagy et al. 2020 (Longformer), section 3.1. Differs from the source: causal; blocks, no kernel of its own.
 
     Args:
         query, key, value: float tensors, shape `(batch, heads, length, head_dim)`.
-        is_real, end: as of `CausalSelfAttention`.
-        bias: None, or float tensor that broadcasts to `(batch, heads, window, 2 * window)`; `[..., i, j]` belongs to the
-            distance `window + i - j`.
+        is_real, end: int tensor, for packed rows; see `CausalSelfAttention`. Default: one history a row.
+        bias: float tensor that broadcasts to `(batch, heads, window, 2 * window)`; `[..., i, j]` belongs to the distance
+            `window + i - j`. Default: none.
         window: int > 0.
     Returns:
         Float tensor, shape of `value`.
@@ -164,7 +165,7 @@ def attend_in_window(query, key, value, is_real, end=None, bias=None, window=1, 
 
 
 def attend_to_history(window: int | None):
-    """`attend_in_window` of that many positions; without a window, `attend_causally`."""
+    """`attend_in_window` with that window; without one, `attend_causally`."""
     return functools.partial(attend_in_window, window=window) if window else attend_causally
 
 
@@ -184,23 +185,28 @@ def merge_heads(x):
 class CausalSelfAttention(keras.layers.Layer):
     """Multi-head self-attention in which each position sees itself and earlier ones.
 
-    Ours rather than `keras.layers.MultiHeadAttention`, because a padded position must come out as exact zero whatever it
-    held, and the mask is passed along, never inferred.
+    It takes the place of `keras.layers.MultiHeadAttention`, because a padded position must come out as exact zero, and the mask is
+    passed along and never inferred.
     Source: Vaswani et al. 2017, section 3.2; causal as in Kang & McAuley 2018 (SASRec), section III-B. Differs from the
     sources: one bias-free projection makes query, key and value; softmax in float32 under mixed precision.
 
+    >>> import numpy as np
+    >>> x, is_real = np.ones((1, 3, 4), "float32"), np.array([[False, True, True]])
+    >>> CausalSelfAttention(num_heads=2)(x, is_real).shape
+    TensorShape([1, 3, 4])
+
     Args:
         num_heads: int > 0; must divide the width of the input.
-        dropout_rate: float in [0, 1): dropout of the attention weights.
-        rotary: turn queries and keys by their position (`rotate`); the width of a head must be even.
-        window: None, or int > 0: a position sees so many of the newest positions up to itself (`attend_in_window`).
+        dropout_rate: float in [0, 1), dropout of the attention weights. Default: 0.
+        rotary: bool, turn queries and keys by their position (`rotate`); the width of a head must be even. Default: False.
+        window: int > 0, the number of newest positions up to itself that a position sees (`attend_in_window`). Default: all.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
         end: int tensor, shape `(batch, length)`, for rows that pack several histories: at each real position, the column
-            after the newest item of its history. Positions with another `end` are not seen.
-        bias: None, or float tensor that broadcasts to `(batch, num_heads, length, length)`, added to the logits; with a
-            window, to `(batch, num_heads, window, 2 * window)`.
+            after the newest item of its history. Positions with another `end` are not seen. Default: one history a row.
+        bias: float tensor that broadcasts to `(batch, num_heads, length, length)`, added to the logits; with a window, to
+            `(batch, num_heads, window, 2 * window)`. Default: none.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions are zero.
     Raises:

@@ -31,14 +31,14 @@ class TransformerBlock(keras.layers.Layer):
 
     Args:
         num_heads: int > 0; must divide the width of the input.
-        hidden_dim: int > 0: width of the feed-forward layer.
-        dropout_rate: float in [0, 1): of what each sublayer adds.
-        rotary, window: of `CausalSelfAttention`.
-        attention_dropout_rate: float in [0, 1): of the attention weights; `dropout_rate` by default.
+        hidden_dim: int > 0, width of the feed-forward layer.
+        dropout_rate: float in [0, 1), dropout of the sum that each sublayer adds. Default: 0.
+        rotary, window: see `CausalSelfAttention`.
+        attention_dropout_rate: float in [0, 1), dropout of the attention weights. Default: `dropout_rate`.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end, bias: as of `CausalSelfAttention`.
+        end, bias: see `CausalSelfAttention`.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
     """
@@ -105,7 +105,7 @@ class GatedBlock(TransformerBlock):
     Source: the LiGR layer of Borisyuk et al. 2025, "From Features to Transformers: Redefining Ranking for Scalable Impact",
     with the SwiGLU of Shazeer 2020, as in eSASRec (Tikhonovich et al. 2025). Differs from the sources: none known.
 
-    Args, call arguments and result: as of `TransformerBlock`; `hidden_dim` is the width after the gate of SwiGLU.
+    Args, call arguments and result: see `TransformerBlock`; `hidden_dim` is the width after the gate of SwiGLU.
     """
 
     def build(self, input_shape):
@@ -136,13 +136,13 @@ class HSTUBlock(keras.layers.Layer):
 
     Args:
         num_heads: int > 0; must divide the width of the input.
-        max_length: int > 0: what the attention is divided by.
-        dropout_rate: float in [0, 1): of what the block adds.
-        rotary, window: of `CausalSelfAttention`.
+        max_length: int > 0, the divisor of the attention.
+        dropout_rate: float in [0, 1), dropout of the sum that the block adds. Default: 0.
+        rotary, window: see `CausalSelfAttention`.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end, bias: as of `CausalSelfAttention`.
+        end, bias: see `CausalSelfAttention`.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
     """

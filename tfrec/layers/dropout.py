@@ -1,4 +1,4 @@
-"""Dropout that costs little: its mask is computed where it is needed, never stored."""
+"""Cheap dropout: its mask is computed where it is needed and never stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras import ops
 def random_keep(shape, keep_rate: float, seed):
     """A bool tensor of `shape`, True with probability `keep_rate`: a hash of each element's place and the seed.
 
-    A few integer operations an element, which XLA fuses into whatever uses the mask, forwards and backwards.
+    It takes a few integer operations an element, which XLA fuses into the operation that uses the mask, forwards and backwards.
     Source: counter-based random numbers, Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"; the mixing
     steps are those of MurmurHash3's finalizer. Differs from the source: one round, which dropout does not notice and a
     simulation would.
@@ -35,13 +35,13 @@ def random_keep(shape, keep_rate: float, seed):
 class Dropout(keras.layers.Layer):
     """Sets elements to zero at random while training, and scales the others up so that the mean stays.
 
-    Ours rather than `keras.layers.Dropout`, whose random numbers were a fifth of a training step on a CPU.
+    It takes the place of `keras.layers.Dropout`, whose random numbers were a fifth of a training step on a CPU.
     Source: Srivastava et al. 2014. Differs from the source: scaled in training, not at inference; `random_keep`'s numbers.
 
     Args:
-        rate: float in [0, 1): the share that is dropped.
-        whole_vectors: drop vectors along the last axis as a whole, and leave the others as they are.
-        seed: int or None.
+        rate: float in [0, 1), share of the elements that are set to zero.
+        whole_vectors: bool, drop vectors along the last axis as a whole, and do not scale the others. Default: False.
+        seed: int. Default: drawn from Keras's global seed.
     """
 
     def __init__(self, rate: float, whole_vectors: bool = False, seed: int | None = None, **kwargs):

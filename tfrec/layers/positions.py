@@ -1,4 +1,4 @@
-"""Where an item stands in its history."""
+"""Positions, distances and times of the items of a history."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from keras import ops
 
 
 def steps_from_newest(is_real, end=None):
-    """How many real items of the same history follow each position: 0 at the newest.
+    """The number of real items of the same history after each position: 0 at the newest.
 
     >>> import numpy as np
     >>> np.array(steps_from_newest(np.array([[False, True, True, True]])))
@@ -15,9 +15,9 @@ def steps_from_newest(is_real, end=None):
 
     Args:
         is_real: bool tensor, shape `(batch, length)`.
-        end: as of `CausalSelfAttention`.
+        end: int tensor, for packed rows; see `CausalSelfAttention`. Default: one history a row.
     Returns:
-        int32 tensor, shape `(batch, length)`; at padding it means nothing.
+        int32 tensor, shape `(batch, length)`; without meaning at padding.
     """
     if end is not None:
         return ops.maximum(end - 1 - ops.arange(ops.shape(end)[1], dtype="int32"), 0)
@@ -29,17 +29,17 @@ def steps_from_newest(is_real, end=None):
 class PositionFromNewest(keras.layers.Layer):
     """Learned position embedding, counted from the newest item: the newest is position 0.
 
-    Counted on `is_real`, so more padding changes nothing, wherever it stands. A longer history leaves the recent positions
-    where they were.
+    Padding does not count, so more of it changes nothing, wherever it lies. A longer history leaves recent positions as
+    they were.
     Source: Kang & McAuley 2018, section III-A (learned positions on left-padded rows). Differs from the source: none
-    known; counting from the right is what left padding to a fixed length amounts to.
+    known; left padding to a fixed length also counts from the right.
 
     Args:
-        max_length: int > 0: positions further back share the last embedding.
+        max_length: int > 0, number of embeddings; positions further back share the last one.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end: as of `CausalSelfAttention`.
+        end: int tensor, for packed rows; see `CausalSelfAttention`. Default: one history a row.
     Returns:
         `x` plus the embedding of each position.
     """
@@ -75,7 +75,7 @@ class RelativePositionBias(keras.layers.Layer):
 
     Args:
         num_heads: int > 0.
-        max_distance: int > 0: larger distances share the last number.
+        max_distance: int > 0, number of distances; larger distances share the last number.
     """
 
     def __init__(self, num_heads: int, max_distance: int, **kwargs):
@@ -89,8 +89,8 @@ class RelativePositionBias(keras.layers.Layer):
     def between(self, length, by_gather=False):
         """The bias of `length` positions with each other: float tensor, shape `(num_heads, length, length)`.
 
-        `[h, i, j]` belongs to the distance `i - j`, and is zero where that is negative. By a gather XLA's loops over the
-        logits stay vectorised, and so do their gradients; TensorFlow's own takes three times as long as the other way.
+        `[h, i, j]` belongs to the distance `i - j`, and is zero where that is negative. With a gather, XLA's loops over the
+        logits and their gradients stay vectorised. Without XLA, a gather takes three times as long as the ring below.
         """
         if by_gather:
             place = ops.arange(length)
@@ -130,7 +130,7 @@ def rotate(x, base: float = 10_000.0):
 
 
 def elapsed_bucket(happened, asked, num_buckets: int):
-    """The bucket of the time from one moment to another, each 1.35 times the one before: int32; 0 where one is unknown.
+    """The bucket of the time between two moments: int32; 0 where one is unknown. Each bucket is 1.35 times as long as the last.
 
     >>> import numpy as np
     >>> np.array(elapsed_bucket(np.array([100, 100, 0]), np.array([100, 160, 160]), 72))
@@ -146,14 +146,14 @@ def elapsed_bucket(happened, asked, num_buckets: int):
 class TimeBias(keras.layers.Layer):
     """A learned number for each head and bucket of elapsed time, to be added to the logits of attention.
 
-    The time runs from each item of the history to the moment at which a position's next item is asked for: a request has
-    it, so it is no look into the future. Buckets grow by a factor of 1.35.
+    The time runs from each item of the history to the request for a position's next item. A request knows its own time, so the
+    future is not seen. Buckets grow by a factor of 1.35.
     Source: the temporal part of HSTU's relative attention bias, Zhai et al. 2024, section 3.2. Differs from the source: a
     number for each head; a bucket of its own for unknown times; starts at zero.
 
     Args:
         num_heads: int > 0.
-        num_buckets: int > 1: 72 reach 75 years.
+        num_buckets: int > 1; 72 buckets reach 75 years. Default: 72.
     """
 
     def __init__(self, num_heads: int, num_buckets: int = 72, **kwargs):
@@ -168,8 +168,8 @@ class TimeBias(keras.layers.Layer):
         """The bias of positions with each other: float tensor, shape `(batch, num_heads, length, length)`.
 
         Args:
-            timestamps: int64 tensor, shape `(batch, length)`: when each item was, in seconds; 0 = unknown.
-            request_times: int64 tensor of that shape: when the item after each position is asked for; 0 = unknown.
+            timestamps: int64 tensor, shape `(batch, length)`: the second of each item; 0 = unknown.
+            request_times: int64 tensor of that shape: the second of the request for the next item; 0 = unknown.
         """
         # [b, i, j] is from item j to request i
         bucket = elapsed_bucket(ops.expand_dims(timestamps, 1), ops.expand_dims(request_times, 2), self.num_buckets)
@@ -182,10 +182,10 @@ class TimeBias(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfrec")
 class ElapsedEmbedding(keras.layers.Layer):
-    """A learned vector for how long after each item the next one is asked for.
+    """A learned vector for the time from each item to the request for the next one.
 
-    The softmax of attention sees differences of biases alone, so `TimeBias` cannot tell a request a second after the last item
-    from one a year later where the rest of the history lies far back; this can. Buckets are those of `TimeBias`.
+    The softmax of attention sees differences of biases alone. Where the rest of the history lies far back, `TimeBias` cannot tell a
+    request a second after the last item from a request a year later; this layer can. Buckets are those of `TimeBias`.
     Source: the time intervals of Time-LSTM (Zhu et al. 2017). Differs from the source: an embedding of the input, no gate;
     starts at zero.
 
@@ -193,7 +193,7 @@ class ElapsedEmbedding(keras.layers.Layer):
         num_buckets: int > 1.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
-        timestamps, request_times: as of `TimeBias`.
+        timestamps, request_times: int tensors; see `TimeBias`.
     Returns:
         `x` plus the vectors.
     """
@@ -218,11 +218,11 @@ class ElapsedEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfrec")
 class CalendarEmbedding(keras.layers.Layer):
-    """Learned vectors for the hour of the day and the weekday at which the item after each position is asked for.
+    """Learned vectors for the hour of the day and the weekday of the request for the next item.
 
     Hours and days are those of UTC; Monday is 0. An unknown time adds nothing.
     Source: the time features of two-tower rankers (Covington et al. 2016, section 3.3, the age of an example). Differs from
-    the source: what repeats by day and week, learned as embeddings; starts at zero.
+    the source: embeddings of the times that repeat by day and week; starts at zero.
 
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.

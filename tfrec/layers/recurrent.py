@@ -1,4 +1,4 @@
-"""Recurrent encoders with additive attention: what sequential recommenders were before self-attention, to compare with."""
+"""Recurrent encoders with additive attention, to compare self-attention with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AdditiveAttention(keras.layers.Layer):
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end: as of `CausalSelfAttention`.
+        end: int tensor, for packed rows; see `CausalSelfAttention`. Default: one history a row.
         bias: None, or float tensor, shape `(batch or 1, heads, length, length)`: the mean over heads is added to the logits.
     Returns:
         Float tensor, shape and dtype of `x`.
@@ -96,7 +96,7 @@ class RecurrentBlock(keras.layers.Layer):
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end, bias: as of `AdditiveAttention`. The state is wiped where another history begins.
+        end, bias: see `AdditiveAttention`. The state is cleared at the start of another history.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
     """

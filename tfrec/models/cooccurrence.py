@@ -1,4 +1,4 @@
-"""Item vectors from counts alone: where the item table starts."""
+"""Item vectors from counts alone, from which the item table starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import scipy.sparse.linalg
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 
 WINDOW = 4
-"""Items so many steps apart, or fewer, count as seen together, in proportion to 1 / steps."""
+"""Items at most this many steps apart count as seen together, in proportion to 1 / steps."""
 
 
 def cooccurrence_vectors(item_index: np.ndarray, offsets: np.ndarray, num_items: int, width: int) -> np.ndarray:
@@ -21,12 +21,12 @@ def cooccurrence_vectors(item_index: np.ndarray, offsets: np.ndarray, num_items:
     singular values to a tenth, since training goes on from here: half of the time.
 
     Args:
-        item_index: int `(events,)`, histories one after the other.
-        offsets: int `(users + 1,)`: where each begins.
-        num_items: int: size of the catalogue.
-        width: int: of the vectors.
+        item_index: int array, shape `(events,)`, histories one after the other.
+        offsets: int array, shape `(users + 1,)`, the first event of each history.
+        num_items: int, size of the catalogue.
+        width: int, width of the vectors.
     Returns:
-        Float32 `(num_items, width)`, 1 long on average; zeros for an item that has no neighbour.
+        Float32 array, shape `(num_items, width)`, with a mean norm of 1; zeros for an item without a neighbour.
     """
     item = np.asarray(item_index, np.int64) - FIRST_ITEM_INDEX
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
