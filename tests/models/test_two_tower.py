@@ -448,13 +448,13 @@ assert keras.backend.backend() == "jax"
 rng = np.random.default_rng(0)
 history = rng.integers(2, 13, size=(8, 6)).astype("int32")
 inputs = {"history": history, "is_real": np.ones((8, 6), bool)}
-for loss in (tfrec.FullSoftmax(seen_weight=0.1), tfrec.SampledSoftmax(5), tfrec.GBCE(5)):
+for loss in (tfrec.FullSoftmax(seen_weight=0.1), tfrec.SampledSoftmax(200), tfrec.GBCE(200)):
     for block in ("gated", "transformer", "hstu"):
         keras.utils.set_random_seed(0)
         tower = tfrec.SequenceTower(6, num_blocks=1, block=block, positions=["relative"])
         model = tfrec.TwoTower(tfrec.ItemTower(11, 8), tower)
-        model.compile(keras.optimizers.Adam(0.01), loss)
-        fitted = model.fit(inputs, np.roll(history, -1, axis=1), epochs=3, verbose=0).history
+        model.compile(keras.optimizers.Adam(0.02), loss)
+        fitted = model.fit(inputs, np.roll(history, -1, axis=1), epochs=5, verbose=0).history
         assert fitted["loss"][-1] < fitted["loss"][0], (loss, block, fitted)
     print(type(loss).__name__, np.array(model(inputs)).shape)
 for refused in (lambda: tfrec.TfrsRetrieval([1, 2]), lambda: model.compile("adam", loss, metrics=[tfrec.HitRate(3)])):

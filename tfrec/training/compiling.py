@@ -178,7 +178,7 @@ def compile_model(
             rate if has_schedule else lambda step: model.optimizer.learning_rate,
             config.weight_decay,
         )
-        model.table_trainer = LazyTableTrainer(model, of_table, config.jit_compile)
+        model.table_trainer = LazyTableTrainer(model, of_table, bool(config.jit_compile))
         optimizer.build(model.table_trainer.dense)
     else:
         model.compile(optimizer, loss, jit_compile=config.jit_compile, steps_per_execution=config.steps_per_execution)

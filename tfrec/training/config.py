@@ -110,7 +110,8 @@ class Config:
         seed: int, seed of everything random. Default: 0.
         precision: str, dtype in which the towers compute: `"float32"`, `"bfloat16"` or `"float16"` (with loss scaling). Weights and
             logits stay in float32. Default: `"float32"`.
-        jit_compile: bool, compile the training step with XLA. Default: True.
+        jit_compile: bool, compile the training step with XLA. Default: True; False for a model of your own, which may hold
+            operations that XLA refuses.
         steps_per_execution: int, training steps between two returns to Python; see `keras.Model.compile`. Default: 1.
         lazy_table: bool, update only the rows of the item table that a batch holds; `full_softmax` touches every row and
             refuses it. Default: above 50,000 items, where the loss allows it.
@@ -158,7 +159,7 @@ class Config:
     final_epochs: int | None = None
     seed: int = 0
     precision: str = "float32"
-    jit_compile: bool = True
+    jit_compile: bool | None = None
     steps_per_execution: int = 1
     lazy_table: bool | None = None
 

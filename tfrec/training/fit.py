@@ -171,7 +171,9 @@ def _fill_in(config: Config, split: LeaveLastOut, model: TwoTower | None, loss: 
         replaced += MODEL_FIELDS
         config.require_defaults(MODEL_FIELDS, "model")
         similarity = "cosine" if model.item_tower.normalize else "dot"
-        config = dataclasses.replace(config, similarity=similarity, max_length=model.sequence_tower.max_length)
+        jit_compile = bool(config.jit_compile)  # XLA refuses some operations, such as loops of unknown length
+        max_length = model.sequence_tower.max_length
+        config = dataclasses.replace(config, similarity=similarity, max_length=max_length, jit_compile=jit_compile)
     if loss is not None or (model is not None and model.compiled):
         replaced += LOSS_FIELDS
         config.require_defaults(LOSS_FIELDS, "loss")

@@ -61,6 +61,7 @@ def resolve(config: Config, split: LeaveLastOut) -> Config:
         "temperature": 0.05 if config.similarity == "cosine" else 1.0,
         "epochs": min(60, max(12, round(steps * batch_positions / events))),
         "loss": loss,
+        "jit_compile": True,
         "lazy_table": is_huge and loss != "full_softmax",
     }
     return dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
