@@ -69,7 +69,7 @@ def publish_altered(base, number):
     reader = tf.train.load_checkpoint(str(base / "1" / "variables" / "variables"))
     tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     (ids,) = (name for name in tensors if name.startswith("_item_ids/"))
-    (inverse_norm,) = (name for name in tensors if name.startswith("_inverse_norm/"))
+    (inverse_norm,) = (name for name in tensors if "_inverse_norm/" in name)
     tensors[ids] = np.array([b"%d:%s" % (number, item_id) for item_id in tensors[ids]], object)
     tensors[inverse_norm] = tensors[inverse_norm] * np.float32(number)
     aside = base / f".{number}.partial"

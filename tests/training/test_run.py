@@ -159,6 +159,10 @@ def test_ids_that_are_no_text_are_refused(run):
         run.recommend([50, 181])
     with pytest.raises(TypeError, match="Received: 3"):
         run.recommend(["item-1"], exclude=[3])
+    with pytest.raises(
+        TypeError, match=r"A history is a list of item ids, such as \['50', '181'\]. Received the text 'item-1'"
+    ):
+        run.recommend("item-1")
 
 
 def test_a_run_of_format_1_is_read_and_resumed(tmp_path):

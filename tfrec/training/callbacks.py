@@ -103,7 +103,8 @@ class Progress(keras.callbacks.Callback):
         own = {id(v) for v in of_loss}
         lazy = self.model.table_trainer.optimizer.variables if self.model.table_trainer else []
         model = [v for v in self.model.variables if id(v) not in own]
-        return [*model, *self.model.optimizer.variables, *lazy, *of_loss]
+        drawn = [v for v in of_loss if v is not getattr(loss, "item_counts", None)]  # counts follow from the data
+        return [*model, *self.model.optimizer.variables, *lazy, *drawn]
 
     def restore(self) -> None:
         """Load the checkpoint into the model."""

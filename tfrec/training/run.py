@@ -251,7 +251,7 @@ class Run:
             TypeError: an item id is not text.
             ValueError: the items have no such property.
         """
-        is_one = all(isinstance(one, str | int | float) for one in history)
+        is_one = isinstance(history, str) or all(isinstance(one, str | int | float | np.number) for one in history)
         histories: Sequence[Any] = [history] if is_one else history
         known = [self.vocabulary.encode(_text(one)) for one in histories]
         times = (
@@ -328,6 +328,8 @@ def write_run(
 
 def _text(ids: Sequence[str]) -> Sequence[str]:
     """Item ids, or an error for the first that is not text."""
+    if isinstance(ids, str):
+        raise TypeError(f"A history is a list of item ids, such as ['50', '181']. Received the text {ids!r}.")
     for item_id in ids:
         if not isinstance(item_id, str):
             raise TypeError(f"Ids are text, such as '50'. Received: {item_id!r} ({type(item_id).__name__}).")
