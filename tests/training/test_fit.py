@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 import tfrec
@@ -331,6 +332,42 @@ print(*run.recommend({history!r}, k=5).item_ids)
     assert more.metrics == run.metrics
     again = train(config, data, tmp_path / "other", model=own_model(data), loss=own_loss)
     assert again.history["loss"][1] < again.history["loss"][0]
+
+
+@keras.saving.register_keras_serializable("tests")
+class HashedItems(tfrec.AbstractItemTower):
+    """The sum of two hashed embeddings, so items share vectors."""
+
+    def __init__(self, num_items, width, **kwargs):
+        super().__init__(**kwargs)
+        self.num_items, self.width, self.normalize = num_items, width, True
+
+    def build(self, input_shape=None):
+        self.first = self.add_weight((64, self.width), "random_normal", name="first")
+        self.second = self.add_weight((97, self.width), "random_normal", name="second")
+
+    def call(self, item_index):
+        return ops.take(self.first, item_index % 64, axis=0) + ops.take(self.second, item_index % 97, axis=0)
+
+    def get_config(self):
+        return super().get_config() | {"num_items": self.num_items, "width": self.width}
+
+
+def test_an_item_tower_of_ones_own_trains_and_answers_the_same_everywhere(data, tmp_path):
+    model = tfrec.TwoTower(HashedItems(data.num_items, 16), tfrec.SequenceTower(10, num_blocks=1, normalize=True))
+    run = train(Config(epochs=2), data, tmp_path / "run", model=model)
+    assert run.history["loss"][1] < run.history["loss"][0]
+    assert run.config.similarity == "cosine"
+    history = data.vocabulary.decode(data.history(0))[:6]
+    expected = run.recommend(history, k=10).item_ids.tolist()
+    version = tfrec.export(run, tmp_path / "export", index="exact")
+    served = tf.saved_model.load(str(version)).signatures["serving_default"](history=tf.constant([history]))
+    assert [i.decode() for i in served["item_ids"].numpy()[0]] == expected
+    assert tfrec.to_litert(run, tmp_path / "model.tflite").same_items > 0.98
+    with pytest.raises(
+        ValueError, match="Items can be added to an `ItemTower` .* and this run has a HashedItems: train again"
+    ):
+        tfrec.refresh(tmp_path / "export", remove_items=["item-1"])
 
 
 def test_a_run_of_unknown_classes_says_what_to_import(data, tmp_path):
