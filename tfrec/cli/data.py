@@ -15,7 +15,7 @@ from tfrec.cli.tables import out, print_figures
 def prepare(
     source: Annotated[
         list[str] | None,
-        typer.Argument(help="Log files, or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic."),
+        typer.Argument(help="Log files, folders, globs or s3:// addresses; or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic."),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     format: Annotated[
@@ -24,15 +24,32 @@ def prepare(
     user: Annotated[str | None, typer.Option(help="Column of user ids; guessed when left out.")] = None,
     item: Annotated[str | None, typer.Option(help="Column of item ids; guessed when left out.")] = None,
     time: Annotated[
-        str | None, typer.Option(help="Column of times: seconds, milliseconds or ISO 8601; guessed when left out.")
+        str | None, typer.Option(help="Column of times: numbers, timestamps or ISO 8601; guessed when left out.")
     ] = None,
     columns: Annotated[
         str | None, typer.Option(help="Names, with commas, for the columns of a CSV or TSV file without a header line.")
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What stands between the fields of CSV and TSV, such as :: or \\t; told from the first line.")
+    ] = None,
+    quote: Annotated[str, typer.Option(help="Character around fields that hold delimiters, or none.")] = '"',
+    escape: Annotated[
+        str | None, typer.Option(help="Character before a delimiter or quote that is part of a field: a backslash for MySQL, Spark.")
+    ] = None,
+    null_values: Annotated[
+        str | None, typer.Option(help="Texts that mean `missing`, with commas. Default: NULL, \\N, None, nan, NA, N/A and their like.")
+    ] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help="Format of times that are neither numbers nor ISO 8601, such as '%m/%d/%Y %I:%M:%S %p'.")
+    ] = None,
+    tie_break: Annotated[str | None, typer.Option(help="Column that orders events of equal times.")] = None,
+    duplicates: Annotated[
+        str, typer.Option(help="What becomes of a repeated user, item and time: drop, keep or refuse.")
+    ] = "drop",
     first_column: Annotated[
         str | None, typer.Option(help="`user` when each line of sequence text starts with the user id.")
     ] = None,
-    items: Annotated[Path | None, typer.Option(help="File of item properties: item id, title, anything else.")] = None,
+    items: Annotated[str | None, typer.Option(help="File of item properties: item id, title, anything else.")] = None,
     max_refused: Annotated[float, typer.Option(help="Share of refused rows above which nothing is written.")] = 0.01,
     min_user_events: Annotated[int, typer.Option(help="Drop users with fewer events.")] = 1,
     min_item_events: Annotated[int, typer.Option(help="Drop items with fewer events.")] = 1,
@@ -60,6 +77,7 @@ def prepare(
     if not source or out_ is None:
         raise typer.BadParameter("Pass a log (or the name of a data set) and --out FOLDER, or --describe FOLDER.")
     options: dict[str, Any] = {
+        "duplicates": duplicates,
         "max_refused": max_refused,
         "min_user_events": min_user_events,
         "min_item_events": min_item_events,
@@ -81,7 +99,11 @@ def prepare(
     else:
         names = next(csv.reader([columns])) if columns else []
         told: dict[str, Any] = {"user": user, "item": item, "time": time, "items": items, "format": format}
-        options |= told | {"columns": names, "first_column": first_column}
+        options |= told | {"columns": names, "first_column": first_column, "time_format": time_format}
+        options |= {"delimiter": delimiter and delimiter.replace("\\t", "\t"), "escape": escape, "tie_break": tie_break}
+        options |= {"quote": None if quote == "none" else quote}
+        if null_values is not None:
+            options["null_values"] = ["", *next(csv.reader([null_values]), [])]
         manifest = prepare_log(source, out_, **options).manifest
     if as_json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
@@ -96,5 +118,7 @@ def prepare(
         out.print(
             f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}"
         )
+    if manifest["num_duplicates"]:
+        out.print(f"Dropped {manifest['num_duplicates']:,} duplicates: same user, item and time (--duplicates keep keeps them).")
     if manifest["num_filtered_events"]:
         out.print(f"Left out {manifest['num_filtered_events']:,} events of rare users and items.")

@@ -135,6 +135,7 @@ class PackedBatches:
         has_targets: bool, whether batches have targets, the events one later; then the event at `ends[i]` must exist.
             Default: True.
         timestamp: int64 `(events,)`, for models that read times; then the event at `ends[i]` must exist. Default: no times.
+        ticks_per_second: int, the resolution of `timestamp`; a batch has seconds. Default: 1.
         crop_rate: float in [0, 1]: the share of histories that an epoch cuts in two at a random place: the newer items do
             not see the older ones. Every item is still learned from.
         reorder_rate: float in [0, 1]: the share of items that an epoch lets change places with the next, where it has not
@@ -156,6 +157,7 @@ class PackedBatches:
         seed: int | None = None,
         has_targets: bool = True,
         timestamp: np.ndarray | None = None,
+        ticks_per_second: int = 1,
         crop_rate: float = 0.0,
         reorder_rate: float = 0.0,
         is_packed: bool = True,
@@ -164,6 +166,7 @@ class PackedBatches:
             raise ValueError("`crop_rate` cuts a history in two within a row, which takes packed rows: leave it at 0.")
         self.is_packed = is_packed
         self.item_index, self.timestamp, self.ends = item_index, timestamp, np.asarray(ends)
+        self.ticks_per_second = ticks_per_second
         self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
         self.crop_rate, self.reorder_rate = crop_rate, reorder_rate
@@ -216,6 +219,7 @@ class PackedBatches:
             batch_positions=batch_positions,
             seed=seed,
             timestamp=split.data.timestamp if has_times else None,
+            ticks_per_second=split.data.ticks_per_second,
             crop_rate=crop_rate,
             reorder_rate=reorder_rate,
             is_packed=is_packed,
@@ -277,8 +281,8 @@ class PackedBatches:
         if self.is_packed:
             inputs["end"] = spread(end)
         if self.timestamp is not None:
-            inputs["timestamps"] = spread(self.timestamp[event], np.int64)
-            inputs["request_times"] = spread(self.timestamp[event + 1], np.int64)
+            inputs["timestamps"] = spread(self.timestamp[event] // self.ticks_per_second, np.int64)
+            inputs["request_times"] = spread(self.timestamp[event + 1] // self.ticks_per_second, np.int64)
         return inputs, spread(self.item_index[target])
 
     def dataset(self) -> tf.data.Dataset:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tfrec.data.cleaning import check_rows, drop_rare
-from tfrec.data.columns import quote
+from tfrec.data.arrays import ArrayWriter, bincount, pieces
+from tfrec.data.events import SORT_MEMORY, Events, Times, count_by_user, is_duplicate, rare
 from tfrec.data.items import read_items
-from tfrec.data.prepared import FORMAT, MANIFEST, PreparedData
-from tfrec.data.readers import CHUNK_ROWS, Log, read_files, read_frame
+from tfrec.data.prepared import FORMAT, MANIFEST, NO_ROWS, PreparedData
+from tfrec.data.readers import Reading, read_files, read_frame, sources_of
+from tfrec.data.rows import NULL_VALUES, PLACES, Part, Rows, check, refused_table
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
-from tfrec.progress import console
+from tfrec.progress import count
 from tfrec.version import __version__
+
+NUM_READERS = 2
+"""Parts of a log that are read at a time."""
+DUPLICATES = ("drop", "keep", "refuse")
 
 
 def prepare(
@@ -35,6 +44,13 @@ def prepare(
     format: str | None = None,
     columns: Sequence[str] = (),
     first_column: str | None = None,
+    delimiter: str | None = None,
+    quote: str | None = '"',
+    escape: str | None = None,
+    null_values: Sequence[str] = NULL_VALUES,
+    time_format: str | None = None,
+    tie_break: str | None = None,
+    duplicates: str = "drop",
     max_refused: float = 0.01,
     min_user_events: int = 1,
     min_item_events: int = 1,
@@ -43,9 +59,9 @@ def prepare(
 ) -> PreparedData:
     """Read, check and sort an interaction log.
 
-    A row is refused for a missing id, a time that does not parse, a wrong number of columns, broken UTF-8, or for being an
-    exact duplicate (same user, item and time) of an earlier row. Events of a user are sorted by time. Equal times, and logs
-    without times, keep the order of the log.
+    A row is refused for a missing id, a time that does not parse, a wrong number of columns or broken UTF-8. A file that cannot
+    be split into rows reliably is refused as a whole. Events of a user are sorted by time. Equal times, and logs without times,
+    keep the order of the log. Rows read = events + refused rows + dropped duplicates + events of rare users and items.
 
     >>> import pyarrow as pa
     >>> data = prepare(pa.table({"customer": [7, 7, 8], "sku": ["a", "b", "a"], "day": ["2026-01-02", "2026-01-01", None]}),
@@ -54,14 +70,26 @@ def prepare(
     (['b', 'a'], [{'file': '(in memory)', 'line': 3, 'reason': 'missing time'}])
 
     Args:
-        log: the path of a file, a list of paths that are read in this order, or a data frame (pandas, Polars, PyArrow).
+        log: the path of a file, of a folder of parts, a glob or a URI (`s3://`, `gs://`), or a list of them, read in this order;
+            or a data frame (pandas, Polars, PyArrow). Files may be compressed (`.gz`, `.zst`, `.bz2`).
         out: the folder to write; it appears whole or not at all. Default: none, the data stays in memory.
-        user, item, time: str, names of columns. Default: guessed by common names; the guesses are in `manifest["notes"]`. Times
-            are numbers of seconds, milliseconds, microseconds or nanoseconds, timestamps, or ISO 8601 text.
+        user, item, time: str, names of columns. Default: guessed by common names, a time also by its values; the guesses are in
+            `manifest["notes"]`. A list of items is a session. Times are numbers of seconds, milliseconds, microseconds or
+            nanoseconds (one unit for a log, decided on all of it), numbers such as 20260131, timestamps, or ISO 8601 text.
         items: a file or a data frame of item properties: an item id, perhaps a title, anything else. Default: none.
         format: str, `csv`, `tsv`, `parquet`, `jsonl` or `sequences`. Default: by the ending of the file.
         columns: names for the columns of a CSV or TSV file without a header line.
         first_column: `"user"` when each line of sequence text starts with the user id. Default: the line number is the user.
+        delimiter: str, what stands between the fields of CSV and TSV files. Default: told from the first line.
+        quote: str, the character around a field that holds delimiters or line breaks; None: quotes are characters like others.
+            Default: `"`.
+        escape: str, the character before a delimiter or quote that is part of a field, as MySQL and Spark write it. Default:
+            none, a quote within quotes is doubled.
+        null_values: texts that mean "missing". Default: `NULL_VALUES`.
+        time_format: str, the format of times in the letters of `strftime`. Default: numbers or ISO 8601.
+        tie_break: str, the column that orders events of equal times: as numbers, if all are. Default: the order of the log.
+        duplicates: str, what becomes of a row with the user, item and time of an earlier one: `drop`, `keep` or `refuse`.
+            Default: `drop`.
         max_refused: float, share of refused rows above which nothing is prepared. Default: 0.01.
         min_user_events, min_item_events: int, users and items with fewer events are dropped, again and again until none is
             left. Default: 1.
@@ -74,44 +102,192 @@ def prepare(
         TypeError: `log` is neither a path nor a data frame.
         FileExistsError: `out` exists.
     """
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"`duplicates` must be one of {', '.join(DUPLICATES)}. Received: {duplicates!r}.")
     if isinstance(log, str | os.PathLike):
         log = [log]
-    paths = list(log) if isinstance(log, list | tuple) else []
-    options = Log(paths, format, user, item, time, columns, first_column)
+    reading = Reading(
+        format, user, item, time, tie_break, columns, first_column, delimiter, quote, escape, null_values, time_format
+    )
     notes: list[str] = []
     with _work_folder(out, overwrite) as aside, _database(aside) as con:
+        properties = None if items is None else read_items(items, reading)
+        if isinstance(log, list | tuple):
+            sources = sources_of(log, reading)
+            files, given = [source.name for source in sources], [os.fspath(path) for path in log]
+            parts = read_files(sources, reading, notes)
+        else:
+            files = given = ["(in memory)"]
+            parts = read_frame(log, reading, notes)
+        events = Events(con, has_tie=tie_break is not None)
+        refused = _read(parts, events, files, reading)
         try:
-            if isinstance(log, list | tuple):
-                files = [str(path) for path in paths]
-                read_files(con, options, notes)
-            else:
-                files = ["(in memory)"]
-                read_frame(con, options, log, notes)
-            properties = None if items is None else read_items(items)
-            counts, refused = check_rows(con, options, files, max_refused)
-            counts |= drop_rare(con, min_user_events, min_item_events)
-            vocabulary, arrays, tables = _collect(con, properties, aside, notes)
+            times, late = events.times(notes)
+            refused.append(late)
+            num_rows = sum(map(len, refused)) + con.execute("SELECT count(*) FROM events").fetchall()[0][0]
+            _limit_refused(refused, num_rows, files, max_refused)
+            arrays, users_of, catalogue, counts, late = _collect(
+                events, times, aside, duplicates, min_user_events, min_item_events
+            )
         except duckdb.Error as error:
             text = str(error).splitlines()[0]
             raise ValueError(f"The log cannot be prepared: {text}. Nothing was written.") from error
+        refused.append(late)
+        _limit_refused(refused, num_rows, files, max_refused)
+        table = _refused_rows(refused, files)
         num_events = len(arrays[0])
-        assert counts["num_rows"] == num_events + counts["num_refused"] + counts["num_filtered_events"], counts
-        manifest = {"format_version": FORMAT, "tfrec_version": __version__} | counts
-        manifest |= {"num_users": len(tables["users"]), "num_items": len(vocabulary), "num_events": num_events}
+        assert num_rows == num_events + len(table) + counts["num_duplicates"] + counts["num_filtered_events"], counts
+        kinds = pc.replace_substring_regex(table["reason"], r"( \(|:).*", "").value_counts().to_pylist()
+        manifest: dict[str, Any] = {"format_version": FORMAT, "tfrec_version": __version__}
+        manifest |= {"num_rows": num_rows, "num_refused": len(table)}
+        manifest |= {"refused": {kind["values"]: kind["counts"] for kind in sorted(kinds, key=lambda k: k["values"])}}
+        manifest |= {"time_units": times.counts, "time_resolution": times.resolution} | counts
+        vocabulary = Vocabulary(catalogue["item_id"].to_pylist())
+        manifest |= {"num_users": len(users_of), "num_items": len(vocabulary), "num_events": num_events}
         if properties is not None:
-            given = set(properties["item_id"].to_pylist())
-            missing = sum(item_id not in given for item_id in vocabulary.item_ids)
-            manifest["num_items_without_properties"] = missing
-            if missing:
-                notes.append(f"{missing} of {len(vocabulary)} items have no row in the item file")
+            catalogue, counts = _with_properties(catalogue, properties, notes)
+            manifest |= counts
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        manifest |= {"notes": list(dict.fromkeys(notes)), "source": files, "created": now, **(about or {})}
-        data = PreparedData(vocabulary, *arrays, manifest, **tables, refused=refused)
+        manifest |= {"notes": list(dict.fromkeys(notes)), "source": given, "created": now, **(about or {})}
+        data = PreparedData(vocabulary, *arrays, manifest, items=catalogue, users=users_of, refused=table)
         if aside is None:
             return data
         data.write_tables(aside)
     assert out is not None
     return PreparedData.open(out)
+
+
+def _read(
+    parts: Iterator[Callable[[], Part]], events: Events, files: Sequence[str], reading: Reading
+) -> list[pa.Table]:
+    """Read and check the parts of a log, some at a time, in order; return the refused rows."""
+    refused: list[pa.Table] = []
+    running: collections.deque[Future[tuple[int, Rows]]] = collections.deque()
+
+    def read(part: Callable[[], Part]) -> tuple[int, Rows]:
+        rows = part()
+        try:
+            return rows.file, check(rows, reading.null_values, reading.time_format)
+        except ValueError as error:
+            raise ValueError(f"`{files[rows.file]}`: {error}. Nothing was read.") from None
+
+    with ThreadPoolExecutor(NUM_READERS) as pool, count("Reading", "rows") as advance:
+
+        def take() -> None:
+            file, rows = running.popleft().result()
+            refused.append(rows.refused)
+            events.add(file, rows)
+            advance(len(rows) + len(rows.refused))
+
+        for part in parts:
+            running.append(pool.submit(read, part))
+            if len(running) > NUM_READERS:
+                take()
+        while running:
+            take()
+    events.finish()
+    return refused
+
+
+def _limit_refused(refused: Sequence[pa.Table], num_rows: int, files: Sequence[str], max_refused: float) -> None:
+    """Raise where more rows were refused than allowed, or none is left."""
+    num_refused = sum(map(len, refused))
+    if not num_rows:
+        raise ValueError(f"{', '.join(f'`{f}`' for f in files)}: no rows. A log needs at least one user and item.")
+    if num_refused > max_refused * num_rows or num_refused == num_rows:
+        rows = _refused_rows(refused, files)[:3].to_pylist()
+        first = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in rows)
+        raise ValueError(
+            f"{num_refused} of {num_rows} rows were refused, more than --max-refused "
+            f"{max_refused:g} allows; nothing was written. The first: {first}. "
+            f"Mend the log, or raise --max-refused."
+        )
+
+
+def _refused_rows(refused: Sequence[pa.Table], files: Sequence[str]) -> pa.Table:
+    """The refused rows in the order of the log, with the names of their files."""
+    table = pa.concat_tables(refused).sort_by([("file", "ascending"), ("line", "ascending")])
+    names = pa.array(files, pa.string()).take(table["file"].combine_chunks())
+    return table.set_column(0, "file", names).cast(NO_ROWS.schema)
+
+
+def _collect(
+    events: Events, times: Times, folder: Path | None, duplicates: str, min_user_events: int, min_item_events: int
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], pa.Table, pa.Table, dict[str, Any], pa.Table]:
+    """Sort the events, drop duplicates and rare users and items.
+
+    Returns:
+        `(arrays, users, catalogue, counts, refused)`: `item_index`, `timestamp` and `offsets`, in files of `folder` where there
+        is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest.
+    """
+    lengths, item_counts = (np.zeros(len(events.ids[role]), np.int64) for role in ("user", "item"))
+    indexes, stamps = ArrayWriter(folder, "item_index", np.int32), ArrayWriter(folder, "timestamp", np.int64)
+    twice: list[np.ndarray] = []
+    for user, item, time, place, position in events.by_user(times):
+        if times.is_given and duplicates != "keep":
+            is_twice = is_duplicate(user, item, time, position)
+            twice.append(place[is_twice])
+            user, item, time = (values[~is_twice] for values in (user, item, time))
+        lengths[user[0] : user[-1] + 1] += np.bincount(user - user[0])
+        item_counts += np.bincount(item, minlength=len(item_counts))
+        indexes.append(item + FIRST_ITEM_INDEX)
+        stamps.append(time)
+    item_index, timestamp = indexes.finish(), stamps.finish()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    before = len(item_index)
+    if min_user_events > 1 or min_item_events > 1:
+        kept = rare(item_index, offsets, len(item_counts) + FIRST_ITEM_INDEX, min_user_events, min_item_events)
+        if not kept.any():
+            raise ValueError(
+                f"No event is left after --min-user-events {min_user_events} and --min-item-events "
+                f"{min_item_events}. Lower them."
+            )
+        indexes, stamps = ArrayWriter(folder, "item_index", np.int32), ArrayWriter(folder, "timestamp", np.int64)
+        for part in pieces(before):
+            indexes.append(item_index[part][kept[part]])
+            stamps.append(timestamp[part][kept[part]])
+        lengths = count_by_user(kept, offsets)
+        item_index, timestamp = indexes.finish(), stamps.finish()
+        item_counts = bincount(item_index, len(item_counts) + FIRST_ITEM_INDEX)[FIRST_ITEM_INDEX:]
+    has_user, has_item = lengths > 0, item_counts > 0
+    if not has_item.all():
+        renumbered = np.cumsum(has_item, dtype=np.int32) + (FIRST_ITEM_INDEX - 1)
+        for part in pieces(len(item_index)):
+            item_index[part] = renumbered[item_index[part] - FIRST_ITEM_INDEX]
+    borders = ArrayWriter(folder, "offsets", np.int64)
+    borders.append(np.concatenate([[0], np.cumsum(lengths[has_user])]))
+    users = pa.table({"user_id": events.ids["user"].filter(pa.array(has_user))})
+    ids = events.ids["item"].filter(pa.array(has_item))
+    catalogue = pa.table({"item_id": ids, "num_events": item_counts[has_item]})
+    places = np.concatenate([np.zeros(0, np.int64), *twice])
+    counts = {
+        "duplicates": duplicates,
+        "num_duplicates": len(places) if duplicates == "drop" else 0,
+        "min_user_events": min_user_events,
+        "min_item_events": min_item_events,
+        "num_filtered_events": before - len(item_index),
+    }
+    refused = []
+    for file in np.unique(places // PLACES) if duplicates == "refuse" else ():
+        lines = np.sort(places[places // PLACES == file] % PLACES)
+        refused.append(refused_table(int(file), lines, ["duplicate of an earlier row"] * len(lines)))
+    late = pa.concat_tables([refused_table(0, [], []), *refused])
+    return (item_index, timestamp, borders.finish()), users, catalogue, counts, late
+
+
+def _with_properties(catalogue: pa.Table, properties: pa.Table, notes: list[str]) -> tuple[pa.Table, dict[str, int]]:
+    """The catalogue with the properties of its items; of an item with several rows, the first counts."""
+    given = properties["item_id"].combine_chunks()
+    row = pc.index_in(catalogue["item_id"].combine_chunks(), value_set=given)  # the first of equals
+    for name in properties.column_names:
+        if name not in ("item_id", "num_events"):
+            catalogue = catalogue.append_column(name, properties[name].take(row))
+    twice = len(given) - pc.count_distinct(given).as_py()
+    if row.null_count:
+        notes.append(f"{row.null_count} of {len(row)} items have no row in the item file")
+    if twice:
+        notes.append(f"{twice} rows of the item file repeat an item: the first row of each counts")
+    return catalogue, {"num_items_without_properties": row.null_count, "num_repeated_items": twice}
 
 
 @contextlib.contextmanager
@@ -143,61 +319,12 @@ def _work_folder(out: str | os.PathLike | None, overwrite: bool) -> Iterator[Pat
 
 @contextlib.contextmanager
 def _database(folder: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the empty tables of a log, in a file of `folder` or in memory."""
+    """A database, in a file of `folder` or in memory."""
     path = None if folder is None else folder / "work.duckdb"
     with contextlib.closing(duckdb.connect(":memory:" if path is None else str(path))) as con:
-        con.execute("SET TimeZone = 'UTC'")
-        if console.is_terminal:
-            con.execute("SET enable_progress_bar = true")  # of any query longer than two seconds
-        con.execute('CREATE TABLE log (file INTEGER, record BIGINT, "user" VARCHAR, item VARCHAR, time VARCHAR)')
-        con.execute("CREATE TABLE refused (file INTEGER, line BIGINT, reason VARCHAR)")
+        con.execute(f"SET memory_limit = '{SORT_MEMORY}'")
+        if path is None:
+            con.execute("SET temp_directory = ?", [tempfile.gettempdir()])
         yield con
     if path is not None:
         path.unlink()
-
-
-def _collect(
-    con: duckdb.DuckDBPyConnection, properties: pa.Table | None, folder: Path | None, notes: list[str]
-) -> tuple[Vocabulary, tuple[np.ndarray, np.ndarray, np.ndarray], dict[str, pa.Table]]:
-    """Sort the events; users and items are numbered in order of first appearance.
-
-    Returns:
-        `(vocabulary, arrays, tables)`, the parts of `PreparedData`; the arrays lie in files of `folder` where there is one.
-    """
-    for column in ("user", "item"):
-        con.execute(
-            f'CREATE TABLE {column}s AS SELECT "{column}" AS id, row_number() OVER (ORDER BY min(ord)) - 1 AS n, '
-            f'count(*) AS num_events FROM events GROUP BY "{column}"'
-        )
-    users = con.sql("SELECT id AS user_id, num_events FROM users ORDER BY n").to_arrow_table()
-    catalogue = con.sql("SELECT id AS item_id, num_events FROM items ORDER BY n").to_arrow_table()
-    num_events = con.execute("SELECT count(*) FROM events").fetchall()[0][0]
-    if properties is not None:
-        con.register("properties", properties)
-        others = "".join(f", p.{quote(n)}" for n in properties.column_names if n not in ("item_id", "num_events"))
-        catalogue = con.sql(f"""
-            SELECT i.id AS item_id, i.num_events {others} FROM items i LEFT JOIN
-            (SELECT * FROM properties QUALIFY row_number() OVER (PARTITION BY item_id) = 1) p ON p.item_id = i.id ORDER BY i.n
-        """).to_arrow_table()
-    item_index = _new_array(folder, "item_index", np.int32, num_events)
-    timestamp = _new_array(folder, "timestamp", np.int64, num_events)
-    offsets = _new_array(folder, "offsets", np.int64, len(users) + 1)
-    offsets[:] = np.concatenate([[0], np.cumsum(users["num_events"].to_numpy())])
-    reader = con.sql(f"""
-        SELECT (items.n + {FIRST_ITEM_INDEX})::INTEGER, seconds FROM events
-        JOIN users ON users.id = events."user" JOIN items ON items.id = events.item ORDER BY users.n, seconds, ord
-    """).to_arrow_reader(CHUNK_ROWS)
-    begin = 0
-    for batch in reader:
-        item_index[begin : begin + batch.num_rows] = batch.column(0).to_numpy()
-        timestamp[begin : begin + batch.num_rows] = batch.column(1).to_numpy()
-        begin += batch.num_rows
-    tables = {"items": catalogue, "users": users.select(["user_id"])}
-    return Vocabulary(catalogue["item_id"].to_pylist()), (item_index, timestamp, offsets), tables
-
-
-def _new_array(folder: Path | None, name: str, dtype: type, length: int) -> np.ndarray:
-    """An empty array, in a file of `folder` where there is one."""
-    if folder is None:
-        return np.empty(length, dtype)
-    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (length,))

@@ -5,11 +5,12 @@ vocabulary.json   item ids in index order
 users.parquet     `user_id`, in row order
 items.parquet     `item_id`, `num_events` and the properties of the item (title, genres, ...), in index order
 item_index.npy    int32 [events]: the users' histories, one after the other, oldest event first
-timestamp.npy     int64 [events]: seconds, 0 where the log has no times
+timestamp.npy     int64 [events]: since 1970, in the `time_resolution` of the manifest; 0 where the log has no times
 offsets.npy       int64 [users + 1]: user u owns events offsets[u] : offsets[u + 1]
 refused.csv       file, line and reason of each refused row
 
-Format 1. Until tfrec 0.1 the manifest called it `schema_version`.
+Format 2. Format 1 had no `time_resolution`: its times are seconds. Until tfrec 0.1 the manifest called the format
+`schema_version`.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from tfrec.data.arrays import bincount, pieces
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.formats import check_format
 from tfrec.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, USERS, ITEMS, REFUSED = "manifest.json", "users.parquet", "items.parquet", "refused.csv"
 ARRAYS = ("item_index", "timestamp", "offsets")
 NO_ROWS = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())]).empty_table()
+RESOLUTIONS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Ticks in a second."""
 HASH_BYTES = 1 << 24
 """Bytes of an array that are read and hashed at a time."""
 
@@ -55,7 +59,7 @@ class PreparedData:
     Attributes:
         vocabulary: `Vocabulary`, the catalogue.
         item_index: int32 array, shape `(num_events,)`; user by user, oldest first.
-        timestamp: int64 array, shape `(num_events,)`; seconds since 1970, 0 = unknown.
+        timestamp: int64 array, shape `(num_events,)`; since 1970, in `1 / ticks_per_second` seconds; 0 = unknown.
         offsets: int64 array, shape `(num_users + 1,)`.
         manifest: dict, content of `manifest.json`; `{}` for data that no log was prepared for.
         items: PyArrow table, the properties of the items in index order: `item_id`, `num_events`, perhaps `title` and others.
@@ -163,6 +167,16 @@ class PreparedData:
     def num_events(self) -> int:
         return len(self.item_index)
 
+    @property
+    def ticks_per_second(self) -> int:
+        """The resolution of `timestamp`, which is that of the log: 1, 1,000, 1,000,000 or 1,000,000,000."""
+        return RESOLUTIONS[self.manifest.get("time_resolution", "s")]
+
+    def seconds(self, event) -> np.ndarray:
+        """int64: the second of some events, `event` being anything that indexes an array."""
+        times = self.timestamp[event]
+        return times if self.ticks_per_second == 1 else times // self.ticks_per_second
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64, shape `(num_users,)`: the number of events of each user."""
@@ -175,13 +189,15 @@ class PreparedData:
     @cached_property
     def item_counts(self) -> np.ndarray:
         """int64, shape `(num_items,)`: events of each item, in index order."""
-        return np.bincount(self.item_index - FIRST_ITEM_INDEX, minlength=self.num_items)
+        return bincount(self.item_index, self.num_items + FIRST_ITEM_INDEX)[FIRST_ITEM_INDEX:]
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of item ids, events, times and the borders of users: equal for the same log, wherever it lies."""
         found = hashlib.sha256()
         found.update("\0".join(self.vocabulary.item_ids).encode())
+        if self.ticks_per_second > 1:
+            found.update(f"{self.ticks_per_second}".encode())
         for name, dtype in zip(ARRAYS, (np.int32, np.int64, np.int64), strict=True):
             values = getattr(self, name)
             found.update(f"{name} {len(values)}".encode())
@@ -198,13 +214,29 @@ class PreparedData:
 
     def describe(self) -> dict[str, Any]:
         """Users, items, events, length quantiles, time span, sparsity: the figures of `tfrec prepare --describe`."""
-        times = self.timestamp[self.timestamp != 0]
-        day = lambda seconds: f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"  # noqa: E731
+        first, last, num_tied = self._times()
+        day = lambda ticks: f"{datetime.datetime.fromtimestamp(ticks // self.ticks_per_second, datetime.UTC):%Y-%m-%d %H:%M:%S}"  # noqa: E731
         return {
             "users": self.num_users,
             "items": self.num_items,
             "events": self.num_events,
             "events per user": self.length_quantiles | {"mean": round(float(self.lengths.mean()), 2)},
-            "time span (UTC)": [day(int(times.min())), day(int(times.max()))] if len(times) else None,
+            "time span (UTC)": [day(first), day(last)] if last else None,
+            "resolution of times": self.manifest.get("time_resolution", "s") if last else None,
+            "events with the time of another of their user": round(num_tied / self.num_events, 6) if last else None,
             "sparsity": round(1 - self.num_events / (self.num_users * self.num_items), 6),
         }
+
+    def _times(self) -> tuple[int, int, int]:
+        """The first and the last known time, and how many events share user and time with another one; zeros without times."""
+        first, last, num_tied = np.iinfo(np.int64).max, 0, 0
+        for part in pieces(self.num_events):
+            known = self.timestamp[part][self.timestamp[part] != 0]
+            if len(known):
+                first, last = min(first, int(known.min())), max(last, int(known.max()))
+            begin, end = max(part.start - 1, 0), min(part.stop + 1, self.num_events)
+            times, user = self.timestamp[begin:end], np.searchsorted(self.offsets, np.arange(begin, end), "right")
+            is_same = (times[1:] == times[:-1]) & (user[1:] == user[:-1])
+            is_tied = np.append(is_same, False) | np.insert(is_same, 0, False)
+            num_tied += int(is_tied[part.start - begin : part.stop - begin].sum())
+        return first if last else 0, last, num_tied

@@ -1,267 +1,310 @@
-"""Reads a log into one table of text, `log(file, record, user, item, time)`, that `cleaning` checks.
-
-CSV, TSV, Parquet and data frames are read by DuckDB, JSON Lines and sequence text line by line.
-"""
+"""Reads logs and item files: one way for files of every format, folders of them, and data frames."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfrec.data.columns import choose_columns, quote
-from tfrec.progress import track
+from tfrec.data import delimited, json_lines
+from tfrec.data.columns import SAMPLE_ROWS, choose_columns
+from tfrec.data.rows import NULL_VALUES, Part, as_text
+from tfrec.data.sources import Source, find_sources
 
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-CHUNK_ROWS = 1_000_000
+CHUNK_ROWS = 500_000
+KNOWN_FORMATS = ("csv", "tsv", "parquet", "jsonl", "sequences")
 
 
 @dataclass(frozen=True)
-class Log:
-    """The files of a log and the way to read them. A field left at None is guessed, and the guess is reported.
+class Reading:
+    """How files are read. A field left at None is guessed, and the guess is reported.
 
     Attributes:
-        paths: the files, read in this order.
         format: `csv`, `tsv`, `parquet`, `jsonl` or `sequences`.
-        user, item, time: column names.
+        user, item, time, tie: column names; events with equal times are in the order of `tie`.
         columns: names for the columns of a CSV or TSV file that has no header line.
         first_column: of sequence text, `"user"` when each line starts with the user id.
+        delimiter, quote, escape: see `Dialect`; a quote of None: quotes are characters like others.
+        null_values: texts that mean "missing".
+        time_format: the format of times, in the letters of `strftime`.
     """
 
-    paths: Sequence[str | os.PathLike]
     format: str | None = None
     user: str | None = None
     item: str | None = None
     time: str | None = None
+    tie: str | None = None
     columns: Sequence[str] = ()
     first_column: str | None = None
+    delimiter: str | None = None
+    quote: str | None = '"'
+    escape: str | None = None
+    null_values: Sequence[str] = NULL_VALUES
+    time_format: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in (None, *KNOWN_FORMATS):
+            raise ValueError(f"there is no format {self.format!r}. Pass --format, one of {', '.join(KNOWN_FORMATS)}.")
+
+    @property
+    def told(self) -> dict[str, str | None]:
+        """The columns that were named, by role."""
+        return {"user": self.user, "item": self.item, "time": self.time, "tie": self.tie}
 
 
-def read_files(con: duckdb.DuckDBPyConnection, log: Log, notes: list[str]) -> None:
-    """Fill the table `log` from files, and the table `refused` with the lines that are no rows."""
-    paths = [Path(path) for path in log.paths]
+def sources_of(paths: Sequence[str | os.PathLike], reading: Reading) -> list[Source]:
+    """The files of a log, in the order in which they are read.
+
+    Raises:
+        ValueError: no path was given, or one has no files.
+    """
     if not paths:
         raise ValueError("No file was given. Pass one or more log files, or the name of a data set.")
-    for number, path in enumerate(track(paths, "Reading") if len(paths) > 1 else paths):
-        if not path.is_file():
-            raise ValueError(f"`{path}` does not exist or is not a file.")
-        format = log.format or FORMATS.get(path.suffix.lower())
-        if format not in (*FORMATS.values(), "sequences"):
-            wrong = f"there is no format {format!r}" if format else f"no format is known for the ending {path.suffix!r}"
-            raise ValueError(f"`{path}`: {wrong}. Pass --format, one of csv, tsv, parquet, jsonl, sequences.")
-        if path.stat().st_size == 0:
-            raise ValueError(f"`{path}` is empty. A log needs at least one row with a user and an item.")
-        if format in ("csv", "tsv"):
-            _read_delimited(con, log, number, path, format, notes)
-        elif format == "parquet":
-            _read_parquet(con, log, number, path, notes)
-        else:
-            read = _jsonl_rows(log, path, notes) if format == "jsonl" else _sequence_rows(log, path)
-            _insert_rows(con, number, read)
+    return [source for path in paths for source in find_sources(path, reading.format)]
 
 
-def _choose(log: Log, path: Path, names: Sequence[str], notes: list[str]) -> dict[str, str | None]:
-    """The columns of a file; see `choose_columns`."""
-    told = {"user": log.user, "item": log.item, "time": log.time}
-    return choose_columns(names, told, f"`{path}`", notes)
+def read_files(sources: Sequence[Source], reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+    """The parts of a log, in order, as functions that read them: several may run at a time.
+
+    Raises:
+        ValueError: a file cannot be read, or has no column of users or items.
+    """
+    for number, source in enumerate(sources):
+        read = {"csv": _delimited, "tsv": _delimited, "parquet": _parquet, "jsonl": _json, "sequences": _sequences}
+        yield from read[source.format](source, number, reading, notes)
 
 
-def dialect(path: Path, format: str, columns: Sequence[str] = ()) -> tuple[str, list[str]]:
-    """The delimiter and the column names of a delimited file, from its first line."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        first = file.readline()
-        delimiter = "\t" if format == "tsv" else max(",;\t|", key=first.count)
-        file.seek(0)
-        names = list(columns) or next(csv.reader(file, delimiter=delimiter), [])
-    if len(set(names)) < len(names):
-        raise ValueError(f"`{path}`: two columns have the same name: {', '.join(names)}.")
-    return delimiter, names
-
-
-def _read_delimited(con, log: Log, number: int, path: Path, format: str, notes: list[str]) -> None:
-    delimiter, names = dialect(path, format, log.columns)
-    chosen = _choose(log, path, names, notes)
-    select = ", ".join(quote(name) if name else "NULL" for name in chosen.values())
-    con.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
-    con.execute(
-        f"""INSERT INTO log SELECT ?, row_number() OVER (), {select} FROM read_csv(?, auto_detect = false, delim = ?,
-            quote = '"', escape = '"', header = ?, columns = ?, store_rejects = true, rejects_limit = 0)""",
-        [number, str(path), delimiter, not log.columns, dict.fromkeys(names, "VARCHAR")],
-    )
-    rejects = con.execute(
-        "SELECT line_byte_position, any_value(error_type), any_value(error_message), any_value(csv_line) "
-        "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position"
-    ).fetchall()
-    reasons = {
-        "MISSING COLUMNS": "too few columns",
-        "TOO MANY COLUMNS": "too many columns",
-        "INVALID ENCODING": "broken UTF-8",
-        "UNQUOTED VALUE": "a quote opens and does not close",
-    }
-    lines = _lines_at(path, [position for position, *_ in rejects])
-    for line, (_, kind, message, text) in zip(lines, rejects, strict=True):
-        # an open quote swallows what follows: every line of it is refused
-        for extra in range(max(1, len((text or "").splitlines())) if kind == "UNQUOTED VALUE" else 1):
-            reason = reasons.get(kind, kind.lower())
-            if "columns" in reason:
-                reason += f" ({message.removeprefix('Expected Number of Columns: ').replace(' Found: ', ' expected, found ')})"
-            con.execute("INSERT INTO refused VALUES (?, ?, ?)", [number, line + extra, reason])
-
-
-def _lines_at(path: Path, positions: list[int]) -> list[int]:
-    """The line that each byte position lies on; positions ascend. (DuckDB's own line numbers miss quoted line breaks.)"""
-    lines, line = [], 1
-    if positions:
-        with path.open("rb") as file:
-            for begin, end in zip([0, *positions], positions, strict=False):
-                line += sum(file.read(min(1 << 20, end - at)).count(b"\n") for at in range(begin, end, 1 << 20))
-                lines.append(line)
-    return lines
-
-
-def _read_parquet(con, log: Log, number: int, path: Path, notes: list[str]) -> None:
-    try:
-        schema = pq.read_schema(path)
-    except pa.ArrowException as error:
-        raise ValueError(f"`{path}` is not a Parquet file: {error}") from None
-    chosen = _choose(log, path, schema.names, notes)
-    select = _as_text(schema, chosen)
-    con.execute(f"INSERT INTO log SELECT ?, row_number() OVER (), {select} FROM read_parquet(?)", [number, str(path)])
-
-
-def read_frame(con: duckdb.DuckDBPyConnection, log: Log, frame: Any, notes: list[str]) -> None:
-    """Fill the table `log` from a data frame."""
+def read_frame(frame: Any, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+    """The parts of a data frame; see `read_files`."""
     table = as_table(frame, "log")
-    told = {"user": log.user, "item": log.item, "time": log.time}
-    chosen = choose_columns(table.column_names, told, "The frame", notes)
-    con.register("given", table)
-    con.execute(f"INSERT INTO log SELECT 0, row_number() OVER (), {_as_text(table.schema, chosen)} FROM given")
-    con.unregister("given")
+    names = choose_columns(table.column_names, reading.told, "The frame", notes, table[:SAMPLE_ROWS])
+    yield from _typed(table.to_batches(max_chunksize=CHUNK_ROWS), 0, names, {})
+
+
+def _delimited(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+    dialect = _dialect(source, reading)
+    names, sample = None, None
+    for block in delimited.read_blocks(source, dialect):
+        if names is None:
+            if reading.time is None:
+                sample = delimited.read_sample(block, SAMPLE_ROWS)
+            names = _choose([*dialect.names], source, reading, notes, sample)
+        yield partial(_delimited_part, block, number, names, source.partitions)
+    if names is None:
+        _choose([*dialect.names], source, reading, notes)
+
+
+def _delimited_part(block: delimited.Block, number: int, names: dict, partitions: Mapping) -> Part:
+    own = {role: name for role, name in names.items() if name is not None and name in block.dialect.names}
+    table, lines, bad = block.read(list(dict.fromkeys(own.values())))
+    columns = {role: table[name].combine_chunks() for role, name in own.items()}
+    return Part(number, columns | _of_folder(names, own, partitions, len(lines)), lines, bad)
+
+
+def _choose(names, source: Source, reading: Reading, notes: list[str], sample: pa.Table | None = None) -> dict:
+    """The columns of a file and of its folders; see `choose_columns`."""
+    others = [name for name in source.partitions if name not in names]
+    if sample is not None:
+        for name in others:
+            sample = sample.append_column(name, pa.array([source.partitions[name]] * len(sample), pa.string()))
+    return choose_columns([*names, *others], reading.told, f"`{source.name}`", notes, sample)
+
+
+def _of_folder(names: Mapping, own: Mapping, partitions: Mapping, length: int) -> dict[str, pa.Array]:
+    """The columns that the names of folders hold."""
+    others = {role: name for role, name in names.items() if name is not None and role not in own}
+    return {role: pa.array([partitions[name]] * length, pa.string()) for role, name in others.items()}
+
+
+def _dialect(source: Source, reading: Reading) -> delimited.Dialect:
+    return delimited.read_dialect(source, reading.columns, reading.delimiter, reading.quote, reading.escape)
+
+
+def _parquet(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+    with _open_parquet(source) as file:
+        names, sample = file.schema_arrow.names, None
+        if reading.time is None:
+            sample = pa.Table.from_batches([next(file.iter_batches(SAMPLE_ROWS), _no_rows(file))])
+        chosen = _choose(names, source, reading, notes, sample)
+        own = [name for name in dict.fromkeys(chosen.values()) if name in names]
+        yield from _typed(_batches(source, file, own), number, chosen, source.partitions)
+
+
+def _batches(source: Source, file: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(CHUNK_ROWS, columns=names)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"`{source.name}` cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _no_rows(file: pq.ParquetFile) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+
+
+def _open_parquet(source: Source) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source.filesystem.open_input_file(source.path))
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"`{source.name}` is not a Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _typed(batches, number: int, names: Mapping, partitions: Mapping) -> Iterator[Callable[[], Part]]:
+    """The parts of typed columns."""
+    begin = 1
+    for batch in batches:
+        own = {role: batch.column(name) for role, name in names.items() if name in batch.schema.names}
+        columns = own | _of_folder(names, own, partitions, len(batch))
+        yield partial(Part, number, columns, np.arange(begin, begin + len(batch)))
+        begin += len(batch)
+
+
+def _json(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+    names, sample = json_lines.column_names(source, SAMPLE_ROWS)
+    if not names and source.partitions:
+        return
+    table = _json_table(sample, names) if reading.time is None else None
+    chosen = _choose(names, source, reading, notes, table) if names else {}
+    own = {role: name for role, name in chosen.items() if name in names}
+    for part in json_lines.read_parts(source, number, own) if chosen else ():
+        part.columns = {**part.columns, **_of_folder(chosen, own, source.partitions, len(part.lines))}
+        yield partial(_same, part)
+
+
+def _same(part: Part) -> Part:
+    return part
+
+
+def _json_table(objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
+    """Objects as columns; a column that mixes kinds of values becomes text."""
+    return pa.table({name: column_of([o.get(name) for o in objects]) for name in names})
+
+
+def column_of(values: Sequence[Any]) -> pa.Array:
+    """Python values as a column; where they mix kinds, as text: numbers as ids are written, lists and objects as JSON."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+        return pa.array([json_lines.any_text(value) for value in values], pa.string())
+
+
+def _sequences(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+    """Sequence text: one user a line, items in time order; the line number is the user id unless it starts with one."""
+    users: list[str] = []
+    sessions: list[list[str]] = []
+    lines: list[int] = []
+    bad: list[tuple[int, str]] = []
+
+    def part() -> Part:
+        columns = {"user": pa.array(users, pa.string()), "item": pa.array(sessions, pa.list_(pa.string()))}
+        return Part(number, columns, np.array(lines, np.int64), list(bad))
+
+    for line, text in json_lines.read_lines(source):
+        if text is None:
+            bad.append((line, "broken UTF-8"))
+        else:
+            items = text.split()
+            users.append(items.pop(0) if reading.first_column == "user" and items else str(line))
+            sessions.append(items)
+            lines.append(line)
+        if len(lines) + len(bad) >= CHUNK_ROWS // 50:
+            yield partial(_same, part())
+            for column in (users, sessions, lines, bad):
+                column.clear()
+    yield partial(_same, part())
 
 
 def as_table(frame: Any, argument: str) -> pa.Table:
     """A pandas, Polars or PyArrow data frame, or any other with `__arrow_c_stream__`, as a PyArrow table.
 
+    A column of pandas that mixes numbers and text becomes text, as ids are written.
+
     Raises:
         TypeError: it is no data frame.
-        ValueError: a column mixes kinds of values.
+        ValueError: a column holds values that are no ids, numbers or text.
     """
+    if type(frame).__module__.partition(".")[0] == "pandas" and hasattr(frame, "columns"):
+        return pa.table({str(name): _pandas_column(frame[name], str(name), argument) for name in frame.columns})
     try:
-        if type(frame).__module__.partition(".")[0] == "pandas":
-            return pa.Table.from_pandas(frame, preserve_index=False)
         if isinstance(frame, pa.Table) or hasattr(frame, "__arrow_c_stream__"):
-            return pa.table(frame)
+            table = pa.table(frame)
+            # PyArrow's functions do not know views
+            plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+            return table.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in table.schema]))
     except (pa.ArrowException, TypeError) as error:
-        raise ValueError(
-            f"`{argument}` has a column that mixes kinds of values: make it text, as with .astype(str). ({error})"
-        ) from None
+        raise ValueError(f"`{argument}` cannot be read: {error}") from None
     raise TypeError(
         f"`{argument}` must be a path, a list of paths or a data frame (pandas, Polars, PyArrow). Received: {type(frame).__name__}."
     )
 
 
-def _as_text(schema: pa.Schema, chosen: Mapping[str, str | None]) -> str:
-    """SQL that reads the chosen columns of a typed table as text; a whole float such as 123.0 is the id 123."""
-    parts = []
-    for name in chosen.values():
-        if name is None:
-            parts.append("NULL")
-        elif pa.types.is_floating(schema.field(name).type):
-            column = f"CAST({quote(name)} AS DOUBLE)"
-            whole = f"CAST(CAST({column} AS HUGEINT) AS VARCHAR)"
-            parts.append(
-                f"CASE WHEN isnan({column}) THEN NULL WHEN isfinite({column}) AND {column} = floor({column}) "
-                f"THEN {whole} ELSE CAST({column} AS VARCHAR) END"
-            )
-        else:
-            parts.append(f"CAST({quote(name)} AS VARCHAR)")
-    return ", ".join(parts)
-
-
-Row = tuple[int, str | None, str | None, str | None] | tuple[int, str]
-"""`(line, user, item, time)`, or `(line, reason)` for a line that is refused."""
-
-
-def _insert_rows(con, number: int, rows: Iterator[Row]) -> None:
-    """Insert rows in chunks."""
-    schema = pa.schema([("record", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("time", pa.string())])
-    good: list[tuple] = []
-
-    def flush() -> None:
-        columns = [pa.array(column, f.type) for column, f in zip(zip(*good, strict=True), schema, strict=True)]
-        con.register("chunk", pa.Table.from_arrays(columns, schema=schema))
-        con.execute(f"INSERT INTO log SELECT {number}, * FROM chunk")
-        con.unregister("chunk")
-        good.clear()
-
-    for row in rows:
-        if len(row) == 2:
-            con.execute("INSERT INTO refused VALUES (?, ?, ?)", [number, *row])
-        else:
-            good.append(row)
-            if len(good) >= CHUNK_ROWS:
-                flush()
-    if good:
-        flush()
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    """Numbered lines without their ends; None for one that is not UTF-8."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                yield number, None
-
-
-def _jsonl_rows(log: Log, path: Path, notes: list[str]) -> Iterator[Row]:
-    chosen: dict[str, str | None] = {}
-    for number, line in _lines(path):
-        if line is None:
-            yield number, "broken UTF-8"
-            continue
-        if not line.strip():
-            continue
+def _pandas_column(column: Any, name: str, argument: str) -> pa.Array:
+    try:
+        return pa.Array.from_pandas(column)
+    except (pa.ArrowException, TypeError):
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield number, f"not JSON: {error.msg} (column {error.colno})"
-            continue
-        if not isinstance(event, dict):
-            yield number, "not a JSON object"
-            continue
-        chosen = chosen or _choose(log, path, list(event), notes)
-        values = [None if name is None else event.get(name) for name in chosen.values()]
-        if any(isinstance(value, (dict, list, bool)) for value in values):
-            yield number, "an id or time is neither text nor a number"
-            continue
-        user, item, time = (None if value is None else str(value) for value in values)
-        try:
-            f"{user}{item}{time}".encode()
-        except UnicodeEncodeError:
-            yield number, "broken Unicode escape"
-            continue
-        yield number, user, item, time
+            return pa.array([json_lines.id_text(value) for value in column], pa.string())
+        except ValueError as error:
+            raise ValueError(f"`{argument}`: column {name!r} holds a value that is {error}") from None
 
 
-def _sequence_rows(log: Log, path: Path) -> Iterator[Row]:
-    """Sequence text: one user a line, items in time order; the line number is the user id unless it starts with one."""
-    for number, line in _lines(path):
-        if line is None:
-            yield number, "broken UTF-8"
-            continue
-        items = line.split()
-        user = items.pop(0) if log.first_column == "user" and items else str(number)
-        if not items:
-            yield number, "no items"
-        for item in items:
-            yield number, user, item, None
+def read_table(path: str | os.PathLike, reading: Reading) -> pa.Table:
+    """All rows and columns of an item file, or of a folder of them: text stays text, other types stay as they are.
+
+    Raises:
+        ValueError: a file or a row cannot be read (the message says which).
+    """
+    tables = []
+    for source in find_sources(path, reading.format):
+        if source.format in ("csv", "tsv"):
+            table = _delimited_table(source, reading)
+        elif source.format == "parquet":
+            with _open_parquet(source) as file:
+                table = pa.Table.from_batches(_batches(source, file, file.schema_arrow.names), file.schema_arrow)
+        elif source.format == "jsonl":
+            table = _objects_table(source)
+        else:
+            raise ValueError(f"`{source.name}` must be CSV, TSV, Parquet or JSON: {source.format} has no properties of items.")
+        for name, value in source.partitions.items():
+            if name not in table.column_names:
+                table = table.append_column(name, pa.array([value] * len(table), pa.string()))
+        tables.append(table)
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"`{path}`: its files do not have the same columns: {error}") from None
+
+
+def _delimited_table(source: Source, reading: Reading) -> pa.Table:
+    dialect = _dialect(source, reading)
+    tables = []
+    for block in delimited.read_blocks(source, dialect):
+        table, _, bad = block.read(dialect.names)
+        if bad:
+            raise ValueError(f"`{source.name}`, line {bad[0][0]}: {bad[0][1]}. Nothing was read.")
+        tables.append(table)
+    if not tables:
+        return pa.table({name: pa.array([], pa.string()) for name in dialect.names})
+    table, columns = pa.concat_tables(tables).combine_chunks(), {}
+    for name in dialect.names:
+        text, is_broken = as_text(table[name].combine_chunks(), reading.null_values)
+        if is_broken.any():
+            row = int(np.flatnonzero(is_broken)[0])
+            raise ValueError(f"`{source.name}`, row {row + 1}, column {name!r}: broken UTF-8. Nothing was read.")
+        columns[name] = pa.array([t and t.split() for t in text.to_pylist()], pa.list_(pa.string())) if name in dialect.lists else text
+    return pa.table(columns)
+
+
+def _objects_table(source: Source) -> pa.Table:
+    objects = []
+    for line, content in json_lines.read_objects(source):
+        if isinstance(content, str):
+            raise ValueError(f"`{source.name}`, line {line}: {content}. Nothing was read.")
+        objects.append(content)
+    names = dict.fromkeys(name for content in objects for name in content)
+    return _json_table(objects, list(names))

@@ -39,9 +39,13 @@ class LeaveLastOut:
 
     def train_part(self) -> tuple[np.ndarray, np.ndarray]:
         """The training part as flat arrays: `(item_index, offsets)`, as in `PreparedData`."""
-        starts, ends = self.data.offsets[:-1], self.train_ends
-        event, offsets = np.arange(self.data.num_events), np.concatenate([[0], np.cumsum(ends - starts)])
-        return self.data.item_index[event < np.repeat(ends, self.data.lengths)], offsets
+        held_out = self.data.offsets[1:] - self.train_ends
+        if not held_out.any():
+            return self.data.item_index, self.data.offsets
+        kept = np.ones(self.data.num_events, bool)  # one byte an event, beside the four of the result
+        for back in range(1, int(held_out.max()) + 1):
+            kept[self.data.offsets[1:][held_out >= back] - back] = False
+        return self.data.item_index[kept], np.concatenate([[0], np.cumsum(self.train_ends - self.data.offsets[:-1])])
 
     def histories(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """`(starts, ends)`, int64 `(num evaluated users,)`: the events that are history when `split` is ranked.
@@ -57,7 +61,7 @@ class LeaveLastOut:
         return self.data.item_index[self.histories(split)[1]]
 
     def sample(self, number: int, max_length: int) -> PreparedData:
-        """The newest events of some evaluated users, as data in memory whose split has the same targets.
+        """The newest events of some evaluated users, as data in memory whose split has the same targets; times in seconds.
 
         >>> split = LeaveLastOut(PreparedData.from_histories(["abcde", "cab"]))
         >>> split.data.vocabulary.decode(LeaveLastOut(split.sample(2, max_length=1)).targets("test"))
@@ -73,7 +77,7 @@ class LeaveLastOut:
         lengths = np.minimum(ends - data.offsets[users], max_length + MIN_EVENTS - 1)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         event = np.arange(offsets[-1]) + np.repeat(ends - lengths - offsets[:-1], lengths)
-        return PreparedData(data.vocabulary, data.item_index[event], data.timestamp[event], offsets, items=data.items)
+        return PreparedData(data.vocabulary, data.item_index[event], data.seconds(event), offsets, items=data.items)
 
     def num_repeats(self, split: str) -> int:
         """How many targets their user had before: seen items are removed from a ranking, so these are always misses."""

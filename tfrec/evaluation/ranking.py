@@ -50,6 +50,7 @@ def embed(
     starts: np.ndarray,
     ends: np.ndarray,
     timestamp: np.ndarray | None = None,
+    ticks_per_second: int = 1,
     batch_positions: int = 4096,
 ) -> np.ndarray:
     """Embed histories: the query after events `starts[i] : ends[i]` of each.
@@ -60,6 +61,7 @@ def embed(
         starts, ends: int64 arrays, shape `(histories,)`.
         timestamp: int64 array, shape `(events,)`, for a model that reads times; the request is at the time of event
             `ends[i]`. Default: no times.
+        ticks_per_second: int, the resolution of `timestamp`. Default: 1.
         batch_positions: int, about how many positions a batch has. Default: 4,096.
     Returns:
         Float32 array, shape `(histories, width)`; zeros for an empty history.
@@ -73,6 +75,7 @@ def embed(
         batch_positions=batch_positions,
         has_targets=False,
         timestamp=timestamp if tower.reads_times else None,
+        ticks_per_second=ticks_per_second,
         is_packed=tower.supports_packing,
     )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
@@ -86,7 +89,8 @@ def embed(
 def embed_histories(model: TwoTower, split: LeaveLastOut, part: str, users: int | None = None) -> np.ndarray:
     """Embed the histories of all evaluated users, or of the first `users`: float32 array, shape `(users, width)`."""
     starts, ends = (array[:users] for array in split.histories(part))
-    return embed(model, split.data.item_index, starts, ends, split.data.timestamp)
+    data = split.data
+    return embed(model, data.item_index, starts, ends, data.timestamp, data.ticks_per_second)
 
 
 def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:

@@ -1,0 +1,239 @@
+"""The good rows of a log as numbers: users and items numbered, times in one unit, sorted by user and time.
+
+DuckDB sorts, and uses the disk where memory is short. What follows walks the sorted rows once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfrec.data.arrays import pieces
+from tfrec.data.rows import PLACES, REFUSED, Rows, is_pointed
+from tfrec.data.times import DATES, UNITS, YEAR_1990, Kind, nanoseconds, plausible, tomorrow
+
+BATCH_ROWS = 3_000_000
+RESOLUTIONS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+"""Nanoseconds in a unit of the stored times, coarsest first."""
+SORT_MEMORY = "600MB"
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a log.
+
+    Attributes:
+        unit: str, the unit of a column of numbers; see `UNITS` and `DATES`.
+        resolution: str, `s`, `ms`, `us` or `ns`: the coarsest that loses nothing.
+        counts: how many rows have a time of which kind.
+        is_given: bool, whether any row has one.
+    """
+
+    unit: str
+    resolution: str
+    counts: dict[str, int]
+    is_given: bool
+
+
+class Events:
+    """Numbers users and items in order of first appearance, and keeps the rows in DuckDB until all are there.
+
+    Args:
+        con: a DuckDB connection.
+        has_tie: bool, whether rows have a value that orders equal times.
+    """
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, has_tie: bool) -> None:
+        self.con, self.has_tie = con, has_tie
+        self.ids = {role: pa.array([], pa.string()) for role in ("user", "item")}
+        """The distinct ids, in order of first appearance."""
+        self._pointed: dict[tuple[int, str], bool] = {}  # (file, role): every id so far ends in .0
+        self._batch: list[Rows] = []
+        self._worker, self._roles = ThreadPoolExecutor(1), ThreadPoolExecutor(2)
+        self._running: Future | None = None
+        con.execute(
+            'CREATE TABLE events (u INTEGER, i INTEGER, kind UTINYINT, "value" BIGINT, place BIGINT, position INTEGER'
+            f"{', tie VARCHAR' if has_tie else ''})"
+        )
+
+    def add(self, file: int, rows: Rows) -> None:
+        """Add the good rows of a part of a file."""
+        for role in ("user", "item"):
+            if len(rows) and self._pointed.get((file, role), True):
+                self._pointed[file, role] = is_pointed(getattr(rows, role))
+        self._batch.append(rows)
+        if sum(map(len, self._batch)) >= BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Number and store the batch while the next one is read."""
+        batch, self._batch = [rows for rows in self._batch if len(rows)], []
+        self._wait()
+        if batch:
+            self._running = self._worker.submit(self._store, batch)
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None
+
+    def _store(self, batch: Sequence[Rows]) -> None:
+        codes = dict(zip(self.ids, self._roles.map(lambda role: self._number(role, batch), self.ids), strict=True))
+        columns = {"u": codes["user"], "i": codes["item"]}
+        for name in ("kind", "value", "place", "position"):
+            columns[name] = np.concatenate([getattr(rows, name) for rows in batch])
+        if self.has_tie:
+            columns["tie"] = pa.chunked_array([rows.tie for rows in batch], pa.string())
+        table = pa.table(columns)
+        self.con.register("batch", table)
+        self.con.execute("INSERT INTO events SELECT * FROM batch")
+        self.con.unregister("batch")
+
+    def _number(self, role: str, batch: Sequence[Rows]) -> np.ndarray:
+        """The numbers of a batch's ids; new ids are appended, so that earlier numbers stay."""
+        known = self.ids[role]
+        encoded = pa.chunked_array([known, *(getattr(rows, role) for rows in batch)], pa.string()).dictionary_encode()
+        self.ids[role] = encoded.chunk(0).dictionary
+        return np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])[len(known) :]
+
+    def finish(self) -> None:
+        """Wait until every row is stored. Ids of a column that went through floats lose their `.0`."""
+        self._flush()
+        self._wait()
+        self._worker.shutdown()
+        self._roles.shutdown()
+        for role, column in (("user", "u"), ("item", "i")):
+            if any(is_of_floats for (_, r), is_of_floats in self._pointed.items() if r == role):
+                ids = self.ids[role]
+                is_number = pc.match_substring_regex(ids, r"^-?[0-9]+\.0$")
+                encoded = pc.if_else(is_number, pc.replace_substring_regex(ids, r"\.0$", ""), ids).dictionary_encode()
+                self.ids[role] = encoded.dictionary
+                self.con.register("renumbered", pa.table({"old": np.arange(len(ids)), "new": encoded.indices}))
+                self.con.execute(f"UPDATE events SET {column} = r.new FROM renumbered r WHERE r.old = events.{column}")
+                self.con.unregister("renumbered")
+
+    def times(self, notes: list[str]) -> tuple[Times, pa.Table]:
+        """Choose the unit of the times from all of them; refuse what it makes no time of.
+
+        A column of numbers has the unit that puts the most of them between 1990 and tomorrow; seconds, if none does.
+
+        Returns:
+            `(times, refused)`: the rows that are refused are deleted.
+        """
+        ranges = {unit: plausible(unit) for unit in (*UNITS, *DATES)}
+        found = self.con.execute(
+            "SELECT count(*) FILTER (kind > 0), "
+            + ", ".join(f"count(*) FILTER (kind IN (1, 2) AND {_whole()} BETWEEN {a} AND {b})" for a, b in ranges.values())
+            + " FROM events"
+        ).fetchall()[0]
+        is_given, hits = found[0] > 0, dict(zip(ranges, found[1:], strict=True))
+        unit = max(hits, key=hits.__getitem__)  # the first of equals
+        if not is_given:
+            count = self.con.execute("SELECT count(*) FROM events").fetchall()[0][0]
+            return Times(unit, "s", {"none": count}, False), REFUSED.empty_table()
+        self.con.execute(f'ALTER TABLE events ADD COLUMN t BIGINT; UPDATE events SET t = {nanoseconds(unit)}')
+        refused = self.con.sql(f"""
+            SELECT (place // {PLACES})::INTEGER AS file, place % {PLACES} AS line, CASE WHEN kind = 0 THEN 'missing time'
+            ELSE 'time is no date of 1970 to 2262: ' || {_whole()} END AS reason
+            FROM events WHERE t IS NULL OR t < 0
+        """).to_arrow_table()
+        if len(refused):
+            self.con.execute("DELETE FROM events WHERE t IS NULL OR t < 0")
+        *loses, early, late, numbers, instants = self.con.execute(
+            "SELECT "
+            + ", ".join(f"count(*) FILTER (t % {ns} <> 0)" for ns in RESOLUTIONS.values())
+            + f", count(*) FILTER (t < {YEAR_1990 * 10**9}), count(*) FILTER (t > {tomorrow() * 10**9})"
+            + f", count(*) FILTER (kind <> {int(Kind.INSTANT)}), count(*) FILTER (kind = {int(Kind.INSTANT)}) FROM events"
+        ).fetchall()[0]
+        resolution = next(name for name, lost in zip(RESOLUTIONS, loses, strict=True) if not lost)
+        if early or late:
+            notes.append(
+                f"warning: {early:,} times lie before 1990 and {late:,} after tomorrow: is the unit right? "
+                f"{'Numbers are read as ' + unit if numbers else 'Times are read as ISO 8601'}"
+            )
+        counts = {name: n for name, n in ((unit, numbers), ("dates and times", instants)) if n}
+        return Times(unit, resolution, counts, True), refused.cast(REFUSED)
+
+    def by_user(self, times: Times) -> Iterator[tuple[np.ndarray, ...]]:
+        """Batches of `(user, item, time, place, position)` by user and time; equal times in the order of the tie-break, then
+        of the log. The events of a user are in one batch."""
+        time = f"t // {RESOLUTIONS[times.resolution]}" if times.is_given else "0::BIGINT"
+        order = ["u", *(["t"] if times.is_given else [])]
+        if self.has_tie:
+            is_number = self.con.execute("SELECT count(tie) = count(TRY_CAST(tie AS DOUBLE)) FROM events").fetchall()[0][0]
+            order.append("TRY_CAST(tie AS DOUBLE) NULLS LAST" if is_number else "tie NULLS LAST")
+        reader = self.con.sql(
+            f"SELECT u, i, {time} AS t, place, position FROM events ORDER BY {', '.join(order)}, place, position"
+        ).to_arrow_reader(1_000_000)
+        rest = tuple(np.zeros(0, d) for d in (np.int32, np.int32, np.int64, np.int64, np.int32))
+        for batch in reader:
+            columns = tuple(np.concatenate([a, b.to_numpy()]) for a, b in zip(rest, batch.columns, strict=True))
+            cut = int(np.searchsorted(columns[0], columns[0][-1]))
+            rest = tuple(column[cut:] for column in columns)
+            if cut:
+                yield tuple(column[:cut] for column in columns)
+        if len(rest[0]):
+            yield rest
+
+
+def _whole() -> str:
+    """SQL of the whole part of a number."""
+    return f'CASE kind WHEN {int(Kind.FRACTION)} THEN "value" // 1000000 ELSE "value" END'
+
+
+def is_duplicate(user: np.ndarray, item: np.ndarray, time: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Bool: whether an earlier row has the same user, item, time and place within a session. Rows are sorted by user and time.
+
+    >>> is_duplicate(np.array([0, 0, 0, 1]), np.array([5, 6, 5, 5]), np.array([3, 3, 3, 3]), np.zeros(4)).tolist()
+    [False, False, True, False]
+    """
+    is_tied = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
+    found = np.zeros(len(user), bool)
+    tied = np.flatnonzero(np.append(is_tied, False) | np.insert(is_tied, 0, False))
+    if len(tied):
+        group = np.cumsum(np.insert(~is_tied, 0, True))[tied]
+        order = np.lexsort((position[tied], item[tied], group))  # stable: the earlier row first
+        keys = [values[order] for values in (group, item[tied], position[tied])]
+        is_same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
+        found[tied[order[1:][is_same]]] = True
+    return found
+
+
+def rare(item: np.ndarray, offsets: np.ndarray, num_items: int, min_user_events: int, min_item_events: int) -> np.ndarray:
+    """Bool: the events that stay when rare users and items are dropped until none is left.
+
+    Dropping a user can make an item rare, and the other way round.
+
+    >>> rare(np.array([0, 0, 1, 1, 2]), np.array([0, 3, 5]), 3, min_user_events=2, min_item_events=2).tolist()
+    [True, True, False, False, False]
+    """
+    kept = np.ones(len(item), bool)
+    lengths = np.diff(offsets)
+    while True:
+        before = int(kept.sum())
+        count = count_by_user(kept, offsets)
+        kept &= np.repeat(count >= min_user_events, lengths)
+        count = np.zeros(num_items, np.int64)
+        for part in pieces(len(kept)):
+            count += np.bincount(item[part][kept[part]], minlength=num_items)
+        is_common = count >= min_item_events
+        for part in pieces(len(kept)):
+            kept[part] &= is_common[item[part]]
+        if int(kept.sum()) == before:
+            return kept
+
+
+def count_by_user(kept: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """int64, shape `(users,)`: the events that are kept.
+
+    >>> count_by_user(np.array([True, False, True]), np.array([0, 2, 2, 3])).tolist()
+    [1, 0, 1]
+    """
+    # `reduceat` gives an empty stretch the value at its start
+    return np.add.reduceat(np.append(kept, False), offsets[:-1], dtype=np.int64) * (np.diff(offsets) > 0)

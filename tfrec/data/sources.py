@@ -1,0 +1,143 @@
+"""Finds the files of a log or of an item file: single files, folders of parts, globs and URIs, compressed or not."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.fs
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".inter": "tsv",  # RecBole's atomic files
+    ".item": "tsv",
+    ".user": "tsv",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+"""Formats by the ending of a file. A `.json` file holds JSON Lines or one array; its reader sees which."""
+COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""How Hive and Spark name the folder of a partition whose column is null."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file.
+
+    Attributes:
+        name: str, the path or URI, as errors and `refused.csv` show it.
+        format: str, `csv`, `tsv`, `parquet`, `jsonl` or `sequences`.
+        path: str, the path within `filesystem`.
+        partitions: columns that the folders' names hold, as in `day=2026-01-02/part-0.parquet`.
+    """
+
+    name: str
+    format: str
+    path: str
+    filesystem: pa.fs.FileSystem = field(repr=False)
+    partitions: Mapping[str, str | None] = field(default_factory=dict)
+
+    def open(self) -> pa.NativeFile:
+        """A stream of the decompressed bytes; UTF-16 with a byte order mark comes as UTF-8."""
+        with self.filesystem.open_input_stream(self.path, compression="detect") as stream:
+            start = stream.read(2)
+        stream = self.filesystem.open_input_stream(self.path, compression="detect")
+        return pa.transcoding_input_stream(stream, "utf-16", "utf-8") if start in (b"\xff\xfe", b"\xfe\xff") else stream
+
+
+def find_sources(path: str | os.PathLike, format: str | None) -> list[Source]:
+    """The files of a path, sorted: a file, a folder of parts, a glob, or a URI such as `s3://bucket/folder`.
+
+    In a folder, names that start with `_` or `.` are skipped, as Spark's `_SUCCESS`, and empty parts.
+
+    Raises:
+        ValueError: there is no such file, it is empty, or its format is not known.
+    """
+    text = os.fspath(path)
+    filesystem, place = _filesystem(text)
+    is_glob = glob.has_magic(place) and not (isinstance(filesystem, pa.fs.LocalFileSystem) and os.path.exists(place))
+    try:
+        root = place if not is_glob else re.split(r"[*?\[]", place)[0].rpartition("/")[0] or "."
+        found = filesystem.get_file_info(root)
+        if found.type == pa.fs.FileType.Directory:
+            files = filesystem.get_file_info(pa.fs.FileSelector(root, recursive=True))
+            files = [f for f in files if f.is_file and _is_data(f.path, root)]
+            if is_glob:
+                files = [f for f in files if fnmatch.fnmatchcase(_plain(f.path), _plain(place))]
+        else:
+            files = [found] if found.is_file and not is_glob else []
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"`{text}` cannot be read: {_sentence(error)}") from None
+    if not files:
+        if found.type == pa.fs.FileType.Directory and not is_glob:
+            raise ValueError(f"`{text}` is a folder without data files (names that start with `_` or `.` are skipped).")
+        raise ValueError(f"`{text}` " + ("matches no file." if is_glob else "does not exist or is not a file."))
+    is_single = found.is_file
+    if not any(f.size for f in files):
+        raise ValueError(f"`{text}` is empty. A log needs at least one row with a user and an item.")
+    scheme = text[: text.index("://") + 3] if "://" in text else ""
+    sources = []
+    for file in sorted((f for f in files if f.size), key=lambda f: f.path):
+        name = text if is_single else scheme + file.path
+        partitions = {} if is_single else _partitions(file.path[len(root) :])
+        sources.append(Source(name, format or _format(name), file.path, filesystem, partitions))
+    return sources
+
+
+def _filesystem(text: str) -> tuple[pa.fs.FileSystem, str]:
+    """The file system of a path or URI, and the path within it."""
+    if "://" not in text:
+        return pa.fs.LocalFileSystem(), text
+    try:
+        return pa.fs.FileSystem.from_uri(text)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(
+            f"`{text}` cannot be read: {_sentence(error)} Paths, file://, s3:// and gs:// can; credentials come from the environment."
+        ) from None
+
+
+def _sentence(error: Exception) -> str:
+    return f"{str(error).splitlines()[0].rstrip('.')}."
+
+
+def _plain(path: str) -> str:
+    """A path without a leading `./`, so that patterns and found paths compare."""
+    return path.removeprefix("./")
+
+
+def _is_data(path: str, root: str) -> bool:
+    below = PurePosixPath(path[len(root) :] if path.startswith(root) else path).parts
+    return not any(part[0] in "_." and "=" not in part for part in below) and not path.endswith(".crc")
+
+
+def _partitions(below: str) -> dict[str, str | None]:
+    """The partition columns in a path below the folder that was given.
+
+    >>> _partitions("/day=2026-01-02/country=de/part-0.csv")
+    {'day': '2026-01-02', 'country': 'de'}
+    """
+    pairs = (part.partition("=") for part in PurePosixPath(below).parts[:-1] if "=" in part)
+    return {key: None if value == NO_PARTITION else unquote(value) for key, _, value in pairs}
+
+
+def _format(name: str) -> str:
+    """The format of a file by its ending, before the ending of its compression."""
+    path = PurePosixPath(name.lower())
+    if path.suffix in COMPRESSED:
+        path = path.with_suffix("")
+    if path.suffix not in FORMATS:
+        raise ValueError(
+            f"`{name}`: no format is known for the ending {path.suffix!r}. Pass --format, one of csv, tsv, parquet, jsonl, sequences."
+        )
+    return FORMATS[path.suffix]
