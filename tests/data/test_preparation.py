@@ -326,7 +326,9 @@ def test_frames_that_cannot_be_read_say_why():
         prepare(frame[["user"]])
     with pytest.raises(ValueError, match=r"`\(in memory\)`: no rows"):
         prepare(frame[:0])
-    with pytest.raises(ValueError, match="`log`: column 'item' holds a value that is neither text nor a number: {'a': 1}"):
+    with pytest.raises(
+        ValueError, match="`log`: column 'item' holds a value that is neither text nor a number: {'a': 1}"
+    ):
         prepare(pd.DataFrame({"user": ["u", 3], "item": [{"a": 1}, "b"]}))
     with pytest.raises(TypeError, match="`log` must be a path, a list of paths or a data frame .* Received: int"):
         prepare(3)

@@ -15,7 +15,9 @@ from tfrec.cli.tables import out, print_figures
 def prepare(
     source: Annotated[
         list[str] | None,
-        typer.Argument(help="Log files, folders, globs or s3:// addresses; or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic."),
+        typer.Argument(
+            help="Log files, folders, globs or s3:// addresses; or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic."
+        ),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     format: Annotated[
@@ -30,17 +32,27 @@ def prepare(
         str | None, typer.Option(help="Names, with commas, for the columns of a CSV or TSV file without a header line.")
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="What stands between the fields of CSV and TSV, such as :: or \\t; told from the first line.")
+        str | None,
+        typer.Option(
+            help="What stands between the fields of CSV and TSV, such as :: or \\t; told from the first line."
+        ),
     ] = None,
     quote: Annotated[str, typer.Option(help="Character around fields that hold delimiters, or none.")] = '"',
     escape: Annotated[
-        str | None, typer.Option(help="Character before a delimiter or quote that is part of a field: a backslash for MySQL, Spark.")
+        str | None,
+        typer.Option(
+            help="Character before a delimiter or quote that is part of a field: a backslash for MySQL, Spark."
+        ),
     ] = None,
     null_values: Annotated[
-        str | None, typer.Option(help="Texts that mean `missing`, with commas. Default: NULL, \\N, None, nan, NA, N/A and their like.")
+        str | None,
+        typer.Option(
+            help="Texts that mean `missing`, with commas. Default: NULL, \\N, None, nan, NA, N/A and their like."
+        ),
     ] = None,
     time_format: Annotated[
-        str | None, typer.Option(help="Format of times that are neither numbers nor ISO 8601, such as '%m/%d/%Y %I:%M:%S %p'.")
+        str | None,
+        typer.Option(help="Format of times that are neither numbers nor ISO 8601, such as '%m/%d/%Y %I:%M:%S %p'."),
     ] = None,
     tie_break: Annotated[str | None, typer.Option(help="Column that orders events of equal times.")] = None,
     duplicates: Annotated[
@@ -119,6 +131,8 @@ def prepare(
             f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}"
         )
     if manifest["num_duplicates"]:
-        out.print(f"Dropped {manifest['num_duplicates']:,} duplicates: same user, item and time (--duplicates keep keeps them).")
+        out.print(
+            f"Dropped {manifest['num_duplicates']:,} duplicates: same user, item and time (--duplicates keep keeps them)."
+        )
     if manifest["num_filtered_events"]:
         out.print(f"Left out {manifest['num_filtered_events']:,} events of rare users and items.")

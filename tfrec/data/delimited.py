@@ -65,7 +65,9 @@ class Block:
 
         def refuse(row: pa.csv.InvalidRow) -> str:
             what = "few" if row.actual_columns < row.expected_columns else "many"
-            bad.append((row.number, f"too {what} columns ({row.expected_columns} expected, found {row.actual_columns})"))
+            bad.append(
+                (row.number, f"too {what} columns ({row.expected_columns} expected, found {row.actual_columns})")
+            )
             return "skip"
 
         try:
@@ -208,16 +210,14 @@ def read_blocks(source: Source, dialect: Dialect) -> Iterator[Block]:
                         block, lines = block[int(ends[is_row][0]) + 1 :], lines[1:]
                 if len(lines):
                     yield Block(_prepared(block, dialect, source.name), lines, dialect, source.name)
-    except _BadQuote as error:
+    except _QuoteError as error:
         at = line + int(np.searchsorted(error.breaks, error.at))
         raise ValueError(
             f"`{source.name}` cannot be split into rows: on line {at}, text follows the quote that closes a field. {REMEDY}"
         ) from None
-    except OSError as error:
-        raise ValueError(f"`{source.name}` cannot be read: {str(error).splitlines()[0]}") from None
 
 
-class _BadQuote(Exception):
+class _QuoteError(Exception):
     """Text follows a closing quote: where, and where lines end."""
 
     def __init__(self, at: int, breaks: np.ndarray) -> None:
@@ -234,7 +234,9 @@ def _row_ends(data: bytes, dialect: Dialect, is_last: bool) -> tuple[bytes, np.n
         lone = returns[np.append(text, 0)[returns + 1] != NEWLINE]
         breaks = np.sort(np.concatenate([breaks, lone]))
     ends, open_at = breaks, None
-    escaped = _escaped(text, dialect.escape) if dialect.escape and dialect.escape.encode() in data else np.zeros(0, np.int64)
+    escaped = (
+        _escaped(text, dialect.escape) if dialect.escape and dialect.escape.encode() in data else np.zeros(0, np.int64)
+    )
     if len(escaped):
         ends = ends[~np.isin(ends, escaped)]
     if dialect.quote and dialect.quote.encode() in data:
@@ -262,7 +264,9 @@ def _escaped(text: np.ndarray, escape: str) -> np.ndarray:
     return last[length % 2 == 1] + 1
 
 
-def _structural(text: np.ndarray, quotes: np.ndarray, dialect: Dialect, breaks: np.ndarray, is_last: bool) -> np.ndarray:
+def _structural(
+    text: np.ndarray, quotes: np.ndarray, dialect: Dialect, breaks: np.ndarray, is_last: bool
+) -> np.ndarray:
     """The quotes that open and close fields, in turn. A quote within a field that none opened is a character like others."""
     if not len(quotes):
         return quotes
@@ -276,9 +280,11 @@ def _structural(text: np.ndarray, quotes: np.ndarray, dialect: Dialect, breaks: 
     follows = np.diff(quotes, prepend=-2) == 1
     opens, closes = slice(0, None, 2), slice(1, None, 2)
     is_doubled_before = np.append(follows[1:], False)
-    if (starts | follows)[opens][0] and (starts[opens] | (follows[opens] & (np.arange(len(quotes)) > 0)[opens])).all() and (
-        stops | is_doubled_before
-    )[closes].all():
+    if (
+        (starts | follows)[opens][0]
+        and (starts[opens] | (follows[opens] & (np.arange(len(quotes)) > 0)[opens])).all()
+        and (stops | is_doubled_before)[closes].all()
+    ):
         return quotes
     kept: list[int] = []
     is_open, number = False, 0
@@ -293,7 +299,7 @@ def _structural(text: np.ndarray, quotes: np.ndarray, dialect: Dialect, breaks: 
             is_open = False
             kept.append(number)
         else:
-            raise _BadQuote(int(quotes[number]), breaks)
+            raise _QuoteError(int(quotes[number]), breaks)
         number += 1
     return quotes[kept]
 
@@ -303,7 +309,8 @@ def _prepared(data: bytes, dialect: Dialect, name: str) -> bytes:
     if len(dialect.delimiter) > 1:
         if STAND_IN.encode() in data:
             raise ValueError(
-                f"`{name}` holds the character U+001F, so --delimiter {dialect.delimiter!r} cannot be told from it: use one character."
+                f"`{name}` holds the character U+001F, which stands for --delimiter {dialect.delimiter!r} while it is read: "
+                "use a delimiter of one character."
             )
         data = data.replace(dialect.delimiter.encode(), STAND_IN.encode())
     if dialect.escape == "\\" and rb"\N" in data:

@@ -128,29 +128,35 @@ class Events:
         """
         ranges = {unit: plausible(unit) for unit in (*UNITS, *DATES)}
         found = self.con.execute(
-            "SELECT count(*) FILTER (kind > 0), "
-            + ", ".join(f"count(*) FILTER (kind IN (1, 2) AND {_whole()} BETWEEN {a} AND {b})" for a, b in ranges.values())
+            "SELECT count(*) FILTER (kind > 0), count(*) FILTER (kind = 0), "
+            + ", ".join(
+                f"count(*) FILTER (kind IN (1, 2) AND {_whole()} BETWEEN {a} AND {b})" for a, b in ranges.values()
+            )
             + " FROM events"
         ).fetchall()[0]
-        is_given, hits = found[0] > 0, dict(zip(ranges, found[1:], strict=True))
+        is_given, hits = found[0] > 0, dict(zip(ranges, found[2:], strict=True))
         unit = max(hits, key=hits.__getitem__)  # the first of equals
         if not is_given:
-            count = self.con.execute("SELECT count(*) FROM events").fetchall()[0][0]
-            return Times(unit, "s", {"none": count}, False), REFUSED.empty_table()
-        self.con.execute(f'ALTER TABLE events ADD COLUMN t BIGINT; UPDATE events SET t = {nanoseconds(unit)}')
-        refused = self.con.sql(f"""
-            SELECT (place // {PLACES})::INTEGER AS file, place % {PLACES} AS line, CASE WHEN kind = 0 THEN 'missing time'
-            ELSE 'time is no date of 1970 to 2262: ' || {_whole()} END AS reason
-            FROM events WHERE t IS NULL OR t < 0
-        """).to_arrow_table()
-        if len(refused):
-            self.con.execute("DELETE FROM events WHERE t IS NULL OR t < 0")
-        *loses, early, late, numbers, instants = self.con.execute(
+            return Times(unit, "s", {"none": found[1]}, False), REFUSED.empty_table()
+        self.con.execute(f"CREATE VIEW timed AS SELECT *, {nanoseconds(unit)} AS t FROM events")
+        *loses, early, late, numbers, instants, good = self.con.execute(
             "SELECT "
             + ", ".join(f"count(*) FILTER (t % {ns} <> 0)" for ns in RESOLUTIONS.values())
             + f", count(*) FILTER (t < {YEAR_1990 * 10**9}), count(*) FILTER (t > {tomorrow() * 10**9})"
-            + f", count(*) FILTER (kind <> {int(Kind.INSTANT)}), count(*) FILTER (kind = {int(Kind.INSTANT)}) FROM events"
+            + f", count(*) FILTER (kind <> {int(Kind.INSTANT)}), count(*) FILTER (kind = {int(Kind.INSTANT)}), count(*) "
+            + "FROM timed WHERE t >= 0"
         ).fetchall()[0]
+        refused = REFUSED.empty_table()
+        if good < found[0] + found[1]:
+            refused = (
+                self.con.sql(f"""
+                SELECT (place // {PLACES})::INTEGER AS file, place % {PLACES} AS line, CASE WHEN kind = 0 THEN 'missing time'
+                ELSE 'time is no date of 1970 to 2262: ' || {_whole()} END AS reason FROM timed WHERE t IS NULL OR t < 0
+            """)
+                .to_arrow_table()
+                .cast(REFUSED)
+            )
+            self.con.execute("DELETE FROM events WHERE place IN (SELECT place FROM timed WHERE t IS NULL OR t < 0)")
         resolution = next(name for name, lost in zip(RESOLUTIONS, loses, strict=True) if not lost)
         if early or late:
             notes.append(
@@ -158,7 +164,7 @@ class Events:
                 f"{'Numbers are read as ' + unit if numbers else 'Times are read as ISO 8601'}"
             )
         counts = {name: n for name, n in ((unit, numbers), ("dates and times", instants)) if n}
-        return Times(unit, resolution, counts, True), refused.cast(REFUSED)
+        return Times(unit, resolution, counts, True), refused
 
     def by_user(self, times: Times) -> Iterator[tuple[np.ndarray, ...]]:
         """Batches of `(user, item, time, place, position)` by user and time; equal times in the order of the tie-break, then
@@ -166,14 +172,19 @@ class Events:
         time = f"t // {RESOLUTIONS[times.resolution]}" if times.is_given else "0::BIGINT"
         order = ["u", *(["t"] if times.is_given else [])]
         if self.has_tie:
-            is_number = self.con.execute("SELECT count(tie) = count(TRY_CAST(tie AS DOUBLE)) FROM events").fetchall()[0][0]
+            is_number = self.con.execute("SELECT count(tie) = count(TRY_CAST(tie AS DOUBLE)) FROM events").fetchall()[
+                0
+            ][0]
             order.append("TRY_CAST(tie AS DOUBLE) NULLS LAST" if is_number else "tie NULLS LAST")
         reader = self.con.sql(
-            f"SELECT u, i, {time} AS t, place, position FROM events ORDER BY {', '.join(order)}, place, position"
+            f"SELECT u, i, {time} AS t, place, position FROM {'timed' if times.is_given else 'events'} "
+            f"ORDER BY {', '.join(order)}, place, position"
         ).to_arrow_reader(1_000_000)
         rest = tuple(np.zeros(0, d) for d in (np.int32, np.int32, np.int64, np.int64, np.int32))
         for batch in reader:
             columns = tuple(np.concatenate([a, b.to_numpy()]) for a, b in zip(rest, batch.columns, strict=True))
+            if not batch.num_rows:
+                continue
             cut = int(np.searchsorted(columns[0], columns[0][-1]))
             rest = tuple(column[cut:] for column in columns)
             if cut:
@@ -205,7 +216,9 @@ def is_duplicate(user: np.ndarray, item: np.ndarray, time: np.ndarray, position:
     return found
 
 
-def rare(item: np.ndarray, offsets: np.ndarray, num_items: int, min_user_events: int, min_item_events: int) -> np.ndarray:
+def rare(
+    item: np.ndarray, offsets: np.ndarray, num_items: int, min_user_events: int, min_item_events: int
+) -> np.ndarray:
     """Bool: the events that stay when rare users and items are dropped until none is left.
 
     Dropping a user can make an item rare, and the other way round.

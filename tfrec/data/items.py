@@ -37,10 +37,15 @@ def read_items(source: Any, reading: Reading | None = None) -> pa.Table:
     own = [n for n in (reading.item, *COMMON_NAMES["item"], "id") if n is not None]
     name = next((n for n in own if n in table.column_names), next((lower[n] for n in own if n in lower), None))
     if name is None:
-        raise ValueError(f"{where} has no item id. Its columns: {', '.join(table.column_names)}. Call one of them item_id.")
+        raise ValueError(
+            f"{where} has no item id. Its columns: {', '.join(table.column_names)}. Call one of them item_id."
+        )
     title = next((lower[n] for n in COMMON_NAMES["title"] if n in lower and lower[n] != name), None)
     renamed = {name: "item_id"} | ({title: "title"} if title else {})
     table = table.rename_columns([renamed.get(n, n) for n in table.column_names])
+    if title and pa.types.is_list(table["title"].type):  # words, as RecBole writes them
+        titles = pc.binary_join(table["title"].combine_chunks(), " ")
+        table = table.set_column(table.column_names.index("title"), "title", titles)
     try:
         ids, is_broken = as_text(table["item_id"].combine_chunks(), reading.null_values)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,14 @@ def read_lines(source: Source) -> Iterator[tuple[int, str | None]]:
         ValueError: the file cannot be decompressed.
     """
     number, rest = 0, b""
-    try:
-        with source.open() as stream:
-            while read := stream.read(1 << 20):
-                *lines, rest = (rest + read).split(b"\n")
-                for raw in lines:
-                    number += 1
-                    yield number, _decode(raw, number)
-            if rest:
-                yield number + 1, _decode(rest, number + 1)
-    except OSError as error:
-        raise ValueError(f"`{source.name}` cannot be read: {str(error).splitlines()[0]}") from None
+    with source.open() as stream:
+        while read := stream.read(1 << 20):
+            *lines, rest = (rest + read).split(b"\n")
+            for raw in lines:
+                number += 1
+                yield number, _decode(raw, number)
+        if rest:
+            yield number + 1, _decode(rest, number + 1)
 
 
 def _decode(raw: bytes, number: int) -> str | None:
@@ -116,9 +113,9 @@ def any_text(value: Any) -> str | None:
         return json.dumps(value, default=str)
 
 
-def read_parts(source: Source, file: int, columns: dict[str, str | None]) -> Iterator[Part]:
+def read_parts(source: Source, file: int, columns: Mapping[str, str]) -> Iterator[Part]:
     """The rows of a file; a list of items is a session."""
-    values: dict[str, list] = {role: [] for role, name in columns.items() if name is not None}
+    values: dict[str, list] = {role: [] for role in columns}
     lines: list[int] = []
     bad: list[tuple[int, str]] = []
 

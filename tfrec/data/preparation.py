@@ -270,7 +270,7 @@ def _collect(
     refused = []
     for file in np.unique(places // PLACES) if duplicates == "refuse" else ():
         lines = np.sort(places[places // PLACES == file] % PLACES)
-        refused.append(refused_table(int(file), lines, ["duplicate of an earlier row"] * len(lines)))
+        refused.append(refused_table(int(file), lines.tolist(), ["duplicate of an earlier row"] * len(lines)))
     late = pa.concat_tables([refused_table(0, [], []), *refused])
     return (item_index, timestamp, borders.finish()), users, catalogue, counts, late
 

@@ -215,7 +215,10 @@ class PreparedData:
     def describe(self) -> dict[str, Any]:
         """Users, items, events, length quantiles, time span, sparsity: the figures of `tfrec prepare --describe`."""
         first, last, num_tied = self._times()
-        day = lambda ticks: f"{datetime.datetime.fromtimestamp(ticks // self.ticks_per_second, datetime.UTC):%Y-%m-%d %H:%M:%S}"  # noqa: E731
+
+        def day(ticks: int) -> str:
+            return f"{datetime.datetime.fromtimestamp(ticks // self.ticks_per_second, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+
         return {
             "users": self.num_users,
             "items": self.num_items,

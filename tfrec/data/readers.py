@@ -137,10 +137,8 @@ def _parquet(source: Source, number: int, reading: Reading, notes: list[str]) ->
 
 
 def _batches(source: Source, file: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    try:
+    with source.errors():
         yield from file.iter_batches(CHUNK_ROWS, columns=names)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"`{source.name}` cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _no_rows(file: pq.ParquetFile) -> pa.RecordBatch:
@@ -269,7 +267,9 @@ def read_table(path: str | os.PathLike, reading: Reading) -> pa.Table:
         elif source.format == "jsonl":
             table = _objects_table(source)
         else:
-            raise ValueError(f"`{source.name}` must be CSV, TSV, Parquet or JSON: {source.format} has no properties of items.")
+            raise ValueError(
+                f"`{source.name}` must be CSV, TSV, Parquet or JSON: {source.format} has no properties of items."
+            )
         for name, value in source.partitions.items():
             if name not in table.column_names:
                 table = table.append_column(name, pa.array([value] * len(table), pa.string()))
@@ -296,7 +296,11 @@ def _delimited_table(source: Source, reading: Reading) -> pa.Table:
         if is_broken.any():
             row = int(np.flatnonzero(is_broken)[0])
             raise ValueError(f"`{source.name}`, row {row + 1}, column {name!r}: broken UTF-8. Nothing was read.")
-        columns[name] = pa.array([t and t.split() for t in text.to_pylist()], pa.list_(pa.string())) if name in dialect.lists else text
+        columns[name] = (
+            pa.array([t and t.split() for t in text.to_pylist()], pa.list_(pa.string()))
+            if name in dialect.lists
+            else text
+        )
     return pa.table(columns)
 
 

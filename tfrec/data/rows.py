@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tfrec.data.times import Kind, read_times
 
-NULL_VALUES = ("", "NULL", "null", r"\N", "None", "none", "nan", "NaN", "NA", "N/A", "<NA>", "NaT")
+NULL_VALUES = ("NULL", "null", r"\N", "None", "none", "nan", "NaN", "NA", "N/A", "<NA>", "NaT")
 """Texts that mean "missing", as databases, pandas, R and spreadsheets write it. Blanks around them do not count."""
 REFUSED = pa.schema([("file", pa.int32()), ("line", pa.int64()), ("reason", pa.string())])
 PLACES = 1 << 40
@@ -64,7 +64,7 @@ def check(part: Part, null_values: Sequence[str] = NULL_VALUES, time_format: str
 
     Args:
         part: `Part`.
-        null_values: texts that mean "missing". Default: `NULL_VALUES`.
+        null_values: texts that mean "missing", beside none at all. Default: `NULL_VALUES`.
         time_format: see `read_times`.
     Raises:
         ValueError: a column's type holds no ids or no times (the message says which).
@@ -108,7 +108,9 @@ def check(part: Part, null_values: Sequence[str] = NULL_VALUES, time_format: str
     place = part.file * PLACES + lines
     tie = texts.get("tie")
     is_bad = reason != None  # noqa: E711
-    refused = refused_table(part.file, [*(line for line, _ in bad), *lines[is_bad]], [*(r for _, r in bad), *reason[is_bad]])
+    refused = refused_table(
+        part.file, [*(line for line, _ in bad), *lines[is_bad]], [*(r for _, r in bad), *reason[is_bad]]
+    )
     if is_bad.any():
         good = ~is_bad
         texts = {role: text.filter(pa.array(good)) for role, text in texts.items()}
@@ -156,7 +158,7 @@ def as_text(values: pa.Array, null_values: Sequence[str] = NULL_VALUES) -> tuple
     else:
         values = values.cast(pa.string())
     values = pc.utf8_trim_whitespace(values)
-    is_null = pc.is_in(values, value_set=pa.array(null_values, pa.string()))
+    is_null = pc.is_in(values, value_set=pa.array(["", *null_values], pa.string()))
     if pc.any(is_null).as_py():
         values = pc.if_else(is_null, None, values)
     return values, is_broken
@@ -205,7 +207,9 @@ def is_list(type_: pa.DataType) -> bool:
 
 def _is_typed_time(type_: pa.DataType) -> bool:
     is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-    return not (is_text or pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_dictionary(type_))
+    return not (
+        is_text or pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_dictionary(type_)
+    )
 
 
 def _explode(columns: Mapping[str, pa.Array], lines: np.ndarray) -> tuple:
@@ -229,7 +233,8 @@ def _explode(columns: Mapping[str, pa.Array], lines: np.ndarray) -> tuple:
     number = number[is_good]
     row = np.repeat(np.arange(len(number)), number)
     exploded = {
-        role: column.flatten() if role == "item" or role in lists else column.take(pa.array(row)) for role, column in kept.items()
+        role: column.flatten() if role == "item" or role in lists else column.take(pa.array(row))
+        for role, column in kept.items()
     }
     position = np.arange(len(row)) - np.repeat(np.cumsum(number) - number, number)
     return exploded, lines[is_good][row], position.astype(np.int32), bad

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -48,12 +49,27 @@ class Source:
     filesystem: pa.fs.FileSystem = field(repr=False)
     partitions: Mapping[str, str | None] = field(default_factory=dict)
 
-    def open(self) -> pa.NativeFile:
-        """A stream of the decompressed bytes; UTF-16 with a byte order mark comes as UTF-8."""
-        with self.filesystem.open_input_stream(self.path, compression="detect") as stream:
-            start = stream.read(2)
-        stream = self.filesystem.open_input_stream(self.path, compression="detect")
-        return pa.transcoding_input_stream(stream, "utf-16", "utf-8") if start in (b"\xff\xfe", b"\xfe\xff") else stream
+    @contextlib.contextmanager
+    def open(self) -> Iterator[pa.NativeFile]:
+        """A stream of the decompressed bytes; UTF-16 with a byte order mark comes as UTF-8.
+
+        Raises:
+            ValueError: the file cannot be opened, read or decompressed.
+        """
+        with self.errors():
+            with self.filesystem.open_input_stream(self.path, compression="detect") as stream:
+                start = stream.read(2)
+            with self.filesystem.open_input_stream(self.path, compression="detect") as stream:
+                is_utf_16 = start in (b"\xff\xfe", b"\xfe\xff")
+                yield pa.transcoding_input_stream(stream, "utf-16", "utf-8") if is_utf_16 else stream
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raises the errors of reading as a `ValueError` that names the file."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"`{self.name}` cannot be read: {_sentence(error)}") from None
 
 
 def find_sources(path: str | os.PathLike, format: str | None) -> list[Source]:
@@ -103,7 +119,8 @@ def _filesystem(text: str) -> tuple[pa.fs.FileSystem, str]:
         return pa.fs.FileSystem.from_uri(text)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(
-            f"`{text}` cannot be read: {_sentence(error)} Paths, file://, s3:// and gs:// can; credentials come from the environment."
+            f"`{text}` cannot be read: {_sentence(error)} Paths, file://, s3:// and gs:// can; "
+            "credentials come from the environment."
         ) from None
 
 
@@ -138,6 +155,7 @@ def _format(name: str) -> str:
         path = path.with_suffix("")
     if path.suffix not in FORMATS:
         raise ValueError(
-            f"`{name}`: no format is known for the ending {path.suffix!r}. Pass --format, one of csv, tsv, parquet, jsonl, sequences."
+            f"`{name}`: no format is known for the ending {path.suffix!r}. "
+            "Pass --format, one of csv, tsv, parquet, jsonl, sequences."
         )
     return FORMATS[path.suffix]

@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 import datetime
-import threading
+import functools
 from enum import IntEnum
 
 import duckdb
@@ -38,15 +38,10 @@ class Kind(IntEnum):
     WRONG = 4  # neither a number nor a date
 
 
-_local = threading.local()
-
-
-def _duckdb() -> duckdb.DuckDBPyConnection:
-    """This thread's connection: DuckDB casts what parses and leaves null what does not."""
-    if not hasattr(_local, "con"):
-        _local.con = duckdb.connect(config={"threads": 1})
-        _local.con.execute("SET TimeZone = 'UTC'")
-    return _local.con
+@functools.cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """DuckDB casts what parses, and leaves null what does not."""
+    return duckdb.connect(config={"threads": 1})
 
 
 def read_times(values: pa.Array, time_format: str | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -116,23 +111,25 @@ def _numbers(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _texts(values: pa.Array, time_format: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Text that is not all whole numbers."""
-    con = _duckdb()
-    con.register("given", pa.table({"t": pc.fill_null(values, "")}))
-    # text of ISO 8601 that writes the offset after a blank; DuckDB keeps microseconds, the last three digits are added
+    # an offset may stand after a blank; DuckDB keeps microseconds, the last three digits are added
     text = r"regexp_replace(t, ' ([+-]\d\d(:?\d\d)?)$', '\1')"
-    instant = f"epoch_ns(TRY_CAST({text} AS TIMESTAMPTZ)) + coalesce(TRY_CAST(rpad(regexp_extract(t, '\\.\\d{{6}}(\\d{{1,3}})', 1), 3, '0') AS BIGINT), 0)"
-    parameters = []
+    digits = r"TRY_CAST(rpad(regexp_extract(t, '\.\d{6}(\d{1,3})', 1), 3, '0') AS BIGINT)"
+    instant = f"epoch_ns(TRY_CAST({text} AS TIMESTAMPTZ)) + coalesce({digits}, 0)"
+    number, integer, parameters = (
+        "TRY_CAST(t AS DOUBLE)",
+        "CASE WHEN t NOT LIKE '%.%' THEN TRY_CAST(t AS BIGINT) END",
+        [],
+    )
     if time_format is not None:
-        instant, parameters = "epoch_ns(try_strptime(t, $1))", [time_format]
-    number = "NULL" if time_format is not None else "TRY_CAST(t AS DOUBLE)"
-    integer = "NULL" if time_format is not None else "CASE WHEN t NOT LIKE '%.%' THEN TRY_CAST(t AS BIGINT) END"
-    try:
+        number, integer, instant, parameters = "NULL", "NULL", "epoch_ns(try_strptime(t, $1))", [time_format]
+    with _database().cursor() as con:
+        con.execute("SET TimeZone = 'UTC'")
+        con.register("given", pa.table({"t": pc.fill_null(values, "")}))
         query = f"SELECT {integer}::BIGINT AS i, {number}::DOUBLE AS n, TRY({instant}) AS t FROM given"
-        table = con.sql(query, params=parameters).to_arrow_table()
-    except duckdb.Error as error:
-        raise ValueError(f"--time-format {time_format!r}: {str(error).splitlines()[0]}") from None
-    finally:
-        con.unregister("given")
+        try:
+            table = con.sql(query, params=parameters).to_arrow_table()
+        except duckdb.Error as error:
+            raise ValueError(f"--time-format {time_format!r}: {str(error).splitlines()[0]}") from None
     integer_, instant_ = table["i"].combine_chunks(), table["t"].combine_chunks()
     kind, value = _numbers(table["n"].combine_chunks().fill_null(np.nan).to_numpy(zero_copy_only=False))
     is_integer, is_instant = _is_valid(integer_), _is_valid(instant_) & (kind == Kind.NONE)
@@ -177,7 +174,9 @@ def nanoseconds(unit: str, kind: str = "kind", value: str = "value") -> str:
 def looks_like_times(column: pa.ChunkedArray) -> bool:
     """Whether a column holds times and nothing else: timestamps, dates, or numbers and text between 1990 and tomorrow."""
     try:
-        values = column.combine_chunks().cast(pa.string()) if pa.types.is_binary(column.type) else column.combine_chunks()
+        values = (
+            column.combine_chunks().cast(pa.string()) if pa.types.is_binary(column.type) else column.combine_chunks()
+        )
         values = values.cast(pa.string()) if pa.types.is_large_string(values.type) else values
         if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
             return values.null_count < len(values)
