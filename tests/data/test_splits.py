@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -71,3 +72,34 @@ def test_a_sample_has_the_targets_and_the_newest_of_the_histories(data):
             np.testing.assert_array_equal(sample.data.item_index[a:b][-7:], data.item_index[c:d][-7:])
             np.testing.assert_array_equal(sample.data.timestamp[a:b][-7:], data.timestamp[c:d][-7:])
     assert len(LeaveLastOut(split.sample(10**6, 7)).users) == len(split.users)
+
+
+def test_a_large_log_gives_whole_histories_evenly():
+    data = PreparedData.from_histories([[f"{u}-{i}" for i in range(5)] for u in range(12)])
+    split = LeaveLastOut(data)
+    item_index, offsets = split.train_part(max_events=10)
+    taken = [data.vocabulary.decode(item_index[a:b]) for a, b in itertools.pairwise(offsets)]
+    assert taken == [[f"{u}-{i}" for i in range(3)] for u in (0, 4, 8)]
+    np.testing.assert_array_equal(split.train_part(max_events=36)[0], split.train_part()[0])
+
+
+@pytest.mark.parametrize("num_held_out", [0, 2])
+def test_counts_of_the_training_part(num_held_out):
+    data = PreparedData.from_histories(["abca", "ab", "bcbbc", "c"])
+    split = LeaveLastOut(data, num_held_out)
+    expected = np.bincount(split.train_part()[0], minlength=5)[2:]
+    np.testing.assert_array_equal(split.train_counts(), expected)
+
+
+def test_the_training_part_takes_five_bytes_an_event():
+    number = 1_000_000
+    vocabulary = PreparedData.from_histories(["ab"]).vocabulary
+    data = PreparedData(
+        vocabulary, np.full(number, 2, np.int32), np.zeros(number, np.int64), np.arange(0, number + 1, 100)
+    )
+    split = LeaveLastOut(data)
+    tracemalloc.start()
+    split.train_part()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5.6 * number

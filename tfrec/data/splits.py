@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfrec.data.prepared import PreparedData
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 
 MIN_EVENTS = 3
 """Events a user needs to be evaluated: one of history, the validation target, the test target."""
@@ -37,15 +38,39 @@ class LeaveLastOut:
         self.train_ends = data.offsets[1:] - np.where(is_evaluated, num_held_out, 0)
         """int64 `(num_users,)`: user u trains on events `offsets[u] : train_ends[u]`."""
 
-    def train_part(self) -> tuple[np.ndarray, np.ndarray]:
-        """The training part as flat arrays: `(item_index, offsets)`, as in `PreparedData`."""
-        held_out = self.data.offsets[1:] - self.train_ends
-        if not held_out.any():
-            return self.data.item_index, self.data.offsets
+    def train_part(self, max_events: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The training part as flat arrays: `(item_index, offsets)`, as in `PreparedData`.
+
+        Args:
+            max_events: int, about how many events are wanted at most: of a larger log, whole histories are taken evenly.
+                Default: all.
+        """
+        starts, lengths = self.data.offsets[:-1], self.train_ends - self.data.offsets[:-1]
+        step = 1 if max_events is None else max(1, -(-int(lengths.sum()) // max_events))
+        if step > 1:
+            starts, lengths = starts[::step], lengths[::step]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        if step > 1:
+            event = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+            return self.data.item_index[event], offsets
+        held_out = self._held_out()
+        if not len(held_out):
+            return self.data.item_index, offsets
         kept = np.ones(self.data.num_events, bool)  # one byte an event, beside the four of the result
-        for back in range(1, int(held_out.max()) + 1):
-            kept[self.data.offsets[1:][held_out >= back] - back] = False
-        return self.data.item_index[kept], np.concatenate([[0], np.cumsum(self.train_ends - self.data.offsets[:-1])])
+        kept[held_out] = False
+        return self.data.item_index[kept], offsets
+
+    def train_counts(self) -> np.ndarray:
+        """int64, shape `(num_items,)`: the events of each item in the training part, in index order."""
+        held_out = self.data.item_index[self._held_out()] - FIRST_ITEM_INDEX
+        return self.data.item_counts - np.bincount(held_out, minlength=self.data.num_items)
+
+    def _held_out(self) -> np.ndarray:
+        """int64: the events that are not in the training part."""
+        ends, number = self.data.offsets[1:], self.data.offsets[1:] - self.train_ends
+        return np.concatenate(
+            [ends[number >= back] - back for back in range(1, int(number.max(initial=0)) + 1)] or [ends[:0]]
+        )
 
     def histories(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """`(starts, ends)`, int64 `(num evaluated users,)`: the events that are history when `split` is ranked.

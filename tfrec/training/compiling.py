@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfrec.data.batches import PackedBatches
 from tfrec.data.splits import LeaveLastOut
@@ -17,6 +16,9 @@ from tfrec.models.losses import GBCE, FullSoftmax, SampledSoftmax
 from tfrec.models.sequence_tower import SequenceTower
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.config import Config
+
+MAX_COUNTED_EVENTS = 5_000_000
+"""Events that the start of the item table is counted from, at most: their pairs take about 600 MB."""
 
 
 def build_model(config: Config, num_items: int) -> TwoTower:
@@ -99,8 +101,7 @@ def build_loss(config: Config, split: LeaveLastOut) -> Callable:
         return GBCE(config.num_negatives, config.calibration, temperature, config.seed, seen_weight)
     from tfrec.models.tfrs_task import TfrsRetrieval
 
-    counts = np.bincount(split.train_part()[0] - FIRST_ITEM_INDEX, minlength=split.data.num_items)
-    return TfrsRetrieval(counts, config.num_negatives, temperature, config.seed, seen_weight)
+    return TfrsRetrieval(split.train_counts(), config.num_negatives, temperature, config.seed, seen_weight)
 
 
 def build_schedule(config: Config, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -189,7 +190,7 @@ def compile_model(
 def _start_from_counts(tower: ItemTower, split: LeaveLastOut) -> None:
     """Turn the rows of the item table to the directions of `cooccurrence_vectors`; rows of items without neighbours stay."""
     table = tower.table.numpy()
-    vectors = cooccurrence_vectors(*split.train_part(), tower.num_items, tower.width)
+    vectors = cooccurrence_vectors(*split.train_part(MAX_COUNTED_EVENTS), tower.num_items, tower.width)
     known = vectors.any(axis=1)
     table[FIRST_ITEM_INDEX:][known] = vectors[known] * (tower.init_stddev * tower.width**0.5)
     tower.table.assign(table)
