@@ -38,6 +38,7 @@ def export(
             "--filter", help="Item column that `recommend_filtered` allows or denies values of; may be repeated."
         ),
     ] = None,
+    max_k: Annotated[int, typer.Option(help="Items that a request gets at most: a larger k is read as this.")] = 1000,
     add_items: Annotated[Path | None, typer.Option(help=ITEMS_HELP)] = None,
     remove_items: Annotated[Path | None, typer.Option(help="File with a column of item ids to leave out.")] = None,
 ) -> None:
@@ -54,6 +55,7 @@ def export(
         storage=storage,
         recall=recall,
         filters=filters or [],
+        max_k=max_k,
         add_items=added,
         remove_items=removed,
     )

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tfrec.data.rows import Part
 from tfrec.data.sources import Source
+from tfrec.data.vocabulary import id_text
 
 CHUNK_ROWS = 200_000
 
@@ -77,32 +78,6 @@ def _parse(line: str) -> dict[str, Any] | str:
     except RecursionError:
         return "not JSON: nested too deep"
     return content if isinstance(content, dict) else "not a JSON object"
-
-
-def id_text(value: Any) -> str | None:
-    """An id or time of JSON or of a frame's mixed column as text: a whole float is the whole number.
-
-    >>> id_text(123.0), id_text("0123"), id_text(float("nan"))
-    ('123', '0123', None)
-
-    Raises:
-        ValueError: it is neither text nor a number.
-    """
-    if value is None or value != value:
-        return None
-    if isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"neither text nor a number: {value!r}")
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    if isinstance(value, str | int | float | np.number):
-        text = str(value)
-        if isinstance(value, str) and not value.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValueError("broken Unicode escape") from None
-        return text
-    raise ValueError(f"neither text nor a number: {str(value)[:40]}")
 
 
 def any_text(value: Any) -> str | None:

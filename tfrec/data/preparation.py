@@ -25,6 +25,7 @@ from tfrec.data.prepared import FORMAT, MANIFEST, NO_ROWS, PreparedData
 from tfrec.data.readers import Reading, read_files, read_frame, sources_of
 from tfrec.data.rows import NULL_VALUES, PLACES, Part, Rows, check, refused_table
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from tfrec.files import replace_folder, scratch
 from tfrec.progress import count
 from tfrec.version import __version__
 
@@ -304,15 +305,11 @@ def _work_folder(out: str | os.PathLike | None, overwrite: bool) -> Iterator[Pat
             f"`{out}` is not prepared data, so --overwrite does not replace it. Choose another folder."
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = scratch(out)
     aside.mkdir()
     try:
         yield aside
-        if out.exists():
-            out.rename(aside.with_suffix(".old"))
-        aside.rename(out)
-        shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
+        replace_folder(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -33,6 +33,7 @@ import pyarrow.parquet
 
 from tfrec.data.arrays import bincount, pieces
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from tfrec.files import scratch
 from tfrec.formats import check_format
 from tfrec.version import __version__
 
@@ -135,7 +136,7 @@ class PreparedData:
         folder = Path(folder)
         if folder.exists():
             raise FileExistsError(f"`{folder}` exists. Choose another folder.")
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        aside = scratch(folder)
         aside.mkdir(parents=True)
         try:
             for name in ARRAYS:

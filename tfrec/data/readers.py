@@ -16,6 +16,7 @@ from tfrec.data import delimited, json_lines
 from tfrec.data.columns import SAMPLE_ROWS, choose_columns
 from tfrec.data.rows import NULL_VALUES, Part, as_text
 from tfrec.data.sources import Source, find_sources
+from tfrec.data.vocabulary import id_text
 
 CHUNK_ROWS = 500_000
 KNOWN_FORMATS = ("csv", "tsv", "parquet", "jsonl", "sequences")
@@ -246,7 +247,7 @@ def _pandas_column(column: Any, name: str, argument: str) -> pa.Array:
         return pa.Array.from_pandas(column)
     except (pa.ArrowException, TypeError):
         try:
-            return pa.array([json_lines.id_text(value) for value in column], pa.string())
+            return pa.array([id_text(value) for value in column], pa.string())
         except ValueError as error:
             raise ValueError(f"`{argument}`: column {name!r} holds a value that is {error}") from None
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,32 @@ OOV_INDEX = 1
 """The index of an id that the vocabulary lacks (out of vocabulary)."""
 FIRST_ITEM_INDEX = 2
 """The index of the first real item: an item is known where `item_index >= FIRST_ITEM_INDEX`."""
+
+
+def id_text(value: Any) -> str | None:
+    """An id, a time or a value of a filter as text: a whole float is the whole number, NaN is missing.
+
+    >>> id_text(123.0), id_text("0123"), id_text(float("nan"))
+    ('123', '0123', None)
+
+    Raises:
+        ValueError: it is neither text nor a number.
+    """
+    if value is None or value != value:
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"neither text nor a number: {value!r}")
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, str | int | float | np.number):
+        text = str(value)
+        if isinstance(value, str) and not value.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError("broken Unicode escape") from None
+        return text
+    raise ValueError(f"neither text nor a number: {str(value)[:40]}")
 
 
 class Vocabulary:

@@ -4,7 +4,8 @@ EXPORT/<version>/saved_model.pb, variables/     what TensorFlow Serving loads
 EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, where it came from
 EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people; items added since training
 
-Format 2 of the manifest. Format 1 had no `format_version`; its `data` and `config` always had a value.
+Format 2 of the manifest. Format 1 had no `format_version`; its `data` and `config` always had a value. A manifest without
+`max_k` has no limit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import gc
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,12 +30,15 @@ from tfrec.deploy.check import WARMUP, check
 from tfrec.deploy.serving_model import build_serving_model
 from tfrec.deploy.warmup import write_warmup
 from tfrec.evaluation.ranking import embed_histories
+from tfrec.files import scratch
 from tfrec.formats import check_format
 from tfrec.index import recall as measure_recall
 from tfrec.training.run import Run
 from tfrec.version import __version__
 
 FORMAT = 2
+MAX_K = 1000
+"""Items that a request gets at most, unless an export says otherwise."""
 MANIFEST = "tfrec_manifest.json"
 ADDED = "added_items.parquet"
 
@@ -49,8 +52,10 @@ def export(
     storage: str = "float32",
     recall: float = 0.99,
     filters: Sequence[str] = (),
+    max_k: int | None = MAX_K,
     add_items: pa.Table | None = None,
     remove_items: Sequence[str] = (),
+    after: Path | None = None,
 ) -> Path:
     """Write the next version folder of an export.
 
@@ -66,31 +71,37 @@ def export(
         k: int, items that `serving_default` recommends. Default: 10.
         storage, recall: see `build_index`.
         filters: columns of the run's items that `recommend_filtered` filters by; see `ItemFilter`. Default: none.
+        max_k: int, items that a request gets at most: a larger `k` is read as this. None: no limit. Default: 1,000.
         add_items, remove_items: see `change_catalogue`.
+        after: the version folder that this one changes, which must be the newest still. Default: none.
     Returns:
         Path of the version folder.
     Raises:
-        ValueError: an argument is out of its range, or the export does not load or answer.
+        ValueError: an argument is out of its range, the export does not load or answer, or `after` is not the newest.
         OSError: it cannot be written.
     """
     out = Path(out)
-    aside = out / f".{uuid.uuid4().hex}.partial"
+    aside = scratch(out / "version")
     try:
-        _write(run, aside, index, k, storage, recall, filters, add_items, remove_items)
+        _write(run, aside, index, k, storage, recall, filters, max_k, add_items, remove_items)
         gc.collect()  # a large catalogue need not be held twice to be checked
         pa.default_memory_pool().release_unused()
         check(aside)
-        return _publish(aside, out)
+        return _publish(aside, out, after)
     except tf.errors.OpError as error:  # such as a disk that is full
         raise OSError(f"`{aside}` cannot be written: {error.message.splitlines()[0]}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _publish(aside: Path, out: Path) -> Path:
+def _publish(aside: Path, out: Path, after: Path | None) -> Path:
     """Rename a folder to the next version; another export may take that number first."""
     while True:
-        version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdigit()), default=0)
+        version = 1 + max((int(p.name) for p in out.iterdir() if p.name.isdecimal()), default=0)
+        if after is not None and version != int(after.name) + 1:
+            raise ValueError(
+                f"`{out / str(version - 1)}` was written while `{after}` was changed, and would be undone. Run the command again."
+            )
         try:
             return aside.rename(out / str(version))
         except OSError as error:
@@ -106,6 +117,7 @@ def _write(
     storage: str,
     recall: float,
     filters: Sequence[str],
+    max_k: int | None,
     add_items: pa.Table | None,
     remove_items: Sequence[str],
 ) -> None:
@@ -115,7 +127,9 @@ def _write(
     tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
     queries = tuning if len(tuning) else None
-    serving = build_serving_model(run, index, k, storage=storage, recall=recall, queries=queries, filters=filters)
+    serving = build_serving_model(
+        run, index, k, storage=storage, recall=recall, queries=queries, filters=filters, max_k=max_k
+    )
     built = serving.answers.index
     options = tf.saved_model.SaveOptions(
         namespace_whitelist=list(built.custom_ops),
@@ -145,6 +159,7 @@ def _write(
         },
         "filters": list(filters),
         "k": k,
+        "max_k": max_k,
         "num_items": len(run.vocabulary),
         "num_added_items": 0 if add_items is None else len(add_items),
         "removed_items": list(remove_items),
@@ -204,8 +219,10 @@ def refresh(
         storage=manifest["index"]["settings"]["storage"],
         recall=manifest["index"]["recall_asked"],
         filters=manifest["filters"],
+        max_k=manifest.get("max_k"),
         add_items=table,
         remove_items=[*manifest["removed_items"], *sorted(gone)],
+        after=newest,
     )
 
 
@@ -226,7 +243,7 @@ def latest_version(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if (folder / "saved_model.pb").is_file():
         return folder
-    versions = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    versions = [p for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
     if not versions:
         raise ValueError(
             f"`{folder}` is not an export: it has no version folder. Make one with `tfrec export RUN --out {folder}`."

@@ -27,7 +27,7 @@ CANDIDATES = _ids(None, None, name="candidates")
 ITEM_IDS = _ids(None, name="item_ids")
 K = tf.TensorSpec((None,), tf.int32, "k")
 TIMES = (tf.TensorSpec((None, None), tf.int64, "timestamps"), tf.TensorSpec((None,), tf.int64, "request_time"))
-"""Further inputs of a model that reads times, in seconds: of each item, and of the request."""
+"""Further inputs of a model that reads times: of each item, and of the request; see `to_seconds`."""
 DTYPES = {spec.name: spec.dtype for spec in (K, *TIMES)}
 """Dtypes of the inputs that are no strings."""
 
@@ -42,11 +42,13 @@ class ServingModel(tf.Module):
         answers: `Answers`, the model, the index and the rules.
         vocabulary: `Vocabulary`, the catalogue.
         k: int, items that `serving_default` recommends. Default: 10.
+        max_k: int, items that any request gets at most: a larger `k` is read as this. Default: no limit.
     """
 
-    def __init__(self, answers: Answers, vocabulary: Vocabulary, k: int = 10) -> None:
+    def __init__(self, answers: Answers, vocabulary: Vocabulary, k: int = 10, max_k: int | None = None) -> None:
         super().__init__(name="tfrec")
         self.answers, self.k = answers, k
+        self.max_k = tf.int32.max if max_k is None else max_k
         self._item_ids = tf.Variable(vocabulary.item_ids, dtype=tf.string, trainable=False, name="item_ids")
         keys = tf.constant(["", *vocabulary.item_ids])
         values = tf.constant([PAD_INDEX, *range(FIRST_ITEM_INDEX, FIRST_ITEM_INDEX + len(vocabulary))], tf.int32)
@@ -88,6 +90,7 @@ class ServingModel(tf.Module):
 
     def _recommend_within(self, history, others, filters=()):
         *times, exclude, k = others
+        k = tf.minimum(k, self.max_k)  # not refused: a batch holds requests of others
         width = tf.reduce_max(tf.concat([k, [0]], 0))
         return self._named(
             *self.answers.rank(self._indexes(history), times, self._indexes(exclude), k, width, *filters)
@@ -98,7 +101,7 @@ class ServingModel(tf.Module):
         return self._recommend_within(history, plain, (allow, deny))
 
     def _similar_items(self, item_ids, k):
-        return self._named(*self.answers.similar(self._indexes(item_ids), k))
+        return self._named(*self.answers.similar(self._indexes(item_ids), tf.minimum(k, self.max_k)))
 
     def _score(self, history, *others):
         *times, candidates = others
@@ -129,6 +132,7 @@ def build_serving_model(
     recall: float = 0.99,
     queries: np.ndarray | None = None,
     filters: Sequence[str] = (),
+    max_k: int | None = None,
 ) -> ServingModel:
     """Build the served model of a run, in memory.
 
@@ -139,11 +143,12 @@ def build_serving_model(
         index, storage, recall, queries: see `build_index`.
         k: int, items that `serving_default` recommends. Default: 10.
         filters: columns of the run's items that `recommend_filtered` filters by. Default: none.
+        max_k: see `ServingModel`.
     """
-    if k < 1:
-        raise ValueError(f"`k` must be at least 1. Received: {k}.")
+    if k < 1 or (max_k is not None and max_k < k):
+        raise ValueError(f"`k` must be at least 1, and `max_k` at least `k`. Received: k={k}, max_k={max_k}.")
     catalogue = tf.function(run.model.item_tower.catalogue, jit_compile=True)  # without a table of squares beside it
     needed = k + run.length_quantiles["50%"]
     built = build_index(index, catalogue(), storage=storage, queries=queries, recall=recall, k=needed)
     item_filter = build_filter(filters, run.items)
-    return ServingModel(Answers(run.model, run.items["num_events"], built, item_filter), run.vocabulary, k)
+    return ServingModel(Answers(run.model, run.items["num_events"], built, item_filter), run.vocabulary, k, max_k)

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from tfrec.data.batches import prepare_inputs
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
-from tfrec.index.exact import Allows, ExactIndex, keep_best
-from tfrec.index.filters import ItemFilter
+from tfrec.index.exact import Allows, ExactIndex, keep_best, num_distinct
+from tfrec.index.filters import ItemFilter, wanted_of
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.two_tower import TwoTower
 
@@ -84,11 +84,14 @@ class Answers(tf.Module):
 
         Args:
             history: int32 tensor, shape `(batch, length)`, item indexes, oldest first.
-            times: for a model that reads times, `timestamps` int64 `(batch, length)` and `request_time` int64 `(batch,)`.
+            times: for a model that reads times, `timestamps` int64 `(batch, length)` and `request_time` int64 `(batch,)`; see
+                `to_seconds`. At the edge: seconds.
         Returns:
             `(query, is_cold)`: float32 `(batch, width)`; bool `(batch,)`, True for a history without a known item.
         """
         model = self.model()
+        if not self._for_edge:  # LiteRT does not divide int64
+            times = [to_seconds(given) for given in times]
         inputs = prepare_inputs(history, model.sequence_tower.max_length, *times)
         vectors, item = None, tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)
         if self._is_shared:
@@ -140,7 +143,7 @@ class Answers(tf.Module):
         if self._for_edge:
             number = min(width + excluded.shape[1], number)
         elif allows is None:
-            number = tf.minimum(width + tf.shape(excluded)[1], number)
+            number = tf.minimum(width + tf.reduce_max(tf.concat([num_distinct(excluded), [0]], 0)), number)
         popular = tf.tile(tf.expand_dims(self._popular[:number], 0), (tf.size(rows), 1))
         share = tf.gather(self._share.value(), popular)
         return keep_best(share, popular, width, excluded, allows, rows, self._for_edge)
@@ -215,8 +218,8 @@ class Answers(tf.Module):
                 given = [np.zeros(len(h)) for h in histories[here]] if timestamps is None else timestamps[here]
                 times = (tf.constant(_padded(given, np.int64)), tf.constant(asked, tf.int64))
             wanted = [
-                tf.constant([_values(w)] * len(history), tf.string, (len(history), len(_values(w))))
-                for w in ((allow or {}), (deny or {}))
+                tf.constant([values] * len(history), tf.string, (len(history), len(values)))
+                for values in (wanted_of(allow or {}), wanted_of(deny or {}))
             ]
             excluded = np.tile(np.asarray(exclude, np.int32).reshape(1, -1), (len(history), 1))
             filters = wanted if self.filter is not None else ()
@@ -237,6 +240,12 @@ def _padded(rows: Sequence[Any], dtype: type) -> np.ndarray:
     return array
 
 
-def _values(wanted: Mapping[str, Sequence[str]]) -> list[str]:
-    """`{"genres": ["Comedy"]}` to `["genres=Comedy"]`."""
-    return [f"{name}={value}" for name, values in wanted.items() for value in values]
+def to_seconds(times):
+    """Seconds of times in seconds, milliseconds, microseconds or nanoseconds: above 1e11, a number is no second before 5138.
+
+    >>> to_seconds(tf.constant([0, 1_700_000_000, 1_700_000_000_123, 1_700_000_000_123_456], tf.int64))
+    <tf.Tensor: shape=(4,), dtype=int64, numpy=array([         0, 1700000000, 1700000000, 1700000000])>
+    """
+    for _ in range(3):
+        times = tf.where(times > 10**11, times // 1000, times)
+    return times

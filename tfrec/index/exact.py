@@ -9,12 +9,19 @@ import numpy as np
 import tensorflow as tf
 
 SPARE = 1000
-"""Further candidates beside those asked for, where a filter may take some out."""
+"""Further candidates beside those asked for, where a filter may take some out, and at most for what a request excludes."""
 # rows are gathered from `variable.value()`: gathering from a variable itself makes TensorFlow copy it whole whenever it is read
 STORAGES = ("float32", "bfloat16")
 
 Allows = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """`allows(items, rows)`: which items, int32 `(R, C)`, the requests of the batch numbered `rows`, `(R,)`, let through."""
+
+
+def num_distinct(excluded):
+    """How many different items each row of `excluded`, int32 `(B, X)`, holds; below 0: no item. Int32 `(B,)`."""
+    ordered = tf.sort(excluded, axis=1)
+    before = tf.concat([tf.fill((tf.shape(ordered)[0], 1), -1), ordered[:, :-1]], axis=1)
+    return tf.reduce_sum(tf.cast(tf.logical_and(ordered >= 0, ordered != before), tf.int32), axis=1)
 
 
 def is_in(items, excluded, for_edge: bool = False):
@@ -129,16 +136,15 @@ class ExactIndex(tf.Module):
             scores, items = self.candidates(queries, number)
             return keep_best(scores, items, k, excluded, allows, tf.range(1), for_edge)
         k = tf.minimum(k, self.num_items)
-        number = k
-        if excluded is not None:
-            number += tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(excluded >= 0, tf.int32), axis=1)), 0)
-        number = tf.minimum(number if allows is None else number + SPARE, self.num_items)
-        scores, items = self.candidates(queries, number)
-        if excluded is not None or allows is not None:
-            scores, items = keep_best(scores, items, k, excluded, allows, tf.range(tf.shape(items)[0]))
+        number = tf.minimum(k if allows is None else k + SPARE, self.num_items)
+        scores, items = self._left(queries, number, excluded)
+        if allows is not None:
+            scores, items = keep_best(scores, items, k, None, allows, tf.range(tf.shape(items)[0]))
         if self.is_exact and allows is None:
             return scores, items
-        short = tf.where(tf.logical_and(tf.reduce_any(tf.math.is_inf(scores), axis=1), number < self.num_items))
+        # all items were seen where an exact index had room for them
+        is_open = True if not self.is_exact else number < self.num_items
+        short = tf.where(tf.logical_and(tf.reduce_any(tf.math.is_inf(scores), axis=1), is_open))
 
         def complete():
             rank = lambda row: self._rank_allowed(queries, k, row, excluded, allows)  # noqa: E731
@@ -149,6 +155,21 @@ class ExactIndex(tf.Module):
             )
 
         return tf.cond(tf.size(short) > 0, complete, lambda: (scores, items))
+
+    def _left(self, queries, number, excluded):
+        """The `number` best items that are not excluded; fewer, with -inf, where an approximate index found fewer."""
+        if excluded is None:
+            return self.candidates(queries, number)
+        if (
+            not self.is_exact
+        ):  # a row that excludes more is completed by an exact pass, and its neighbours do not pay for it
+            more = tf.minimum(tf.reduce_max(tf.concat([num_distinct(excluded), [0]], 0)), SPARE)
+            scores, items = self.candidates(queries, tf.minimum(number + more, self.num_items))
+            return keep_best(scores, items, number, excluded, None, None)
+        place = tf.where(excluded >= 0)  # rows and columns of `excluded`
+        cells = tf.stack([tf.cast(place[:, 0], tf.int32), tf.gather_nd(excluded, place)], axis=1)
+        scores = tf.tensor_scatter_nd_update(self.score_all(queries), cells, tf.fill((tf.shape(cells)[0],), -np.inf))
+        return tf.math.top_k(scores, number)
 
     def _rank_allowed(self, queries, k, row, excluded, allows):
         """The `k` best of the items that are allowed to one row, by an exact pass over these alone."""

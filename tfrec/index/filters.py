@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-PAD, UNKNOWN = 0, -1
-"""Codes of no value, and of a value that no item has."""
+from tfrec.data.vocabulary import id_text
+
+NO_VALUE = 0
+"""The code of no value, and of a value that no item has."""
 
 
 def values_of(value: Any) -> list[str]:
@@ -19,13 +21,26 @@ def values_of(value: Any) -> list[str]:
     >>> values_of("Action|Comedy"), values_of(["Drama"]), values_of(True), values_of(1999), values_of(None)
     (['Action', 'Comedy'], ['Drama'], ['true'], ['1999'], [])
     """
-    if value is None:
-        return []
-    if isinstance(value, bool | np.bool_):
-        return [str(value).lower()]
     if isinstance(value, list | tuple | np.ndarray):
-        return [str(v) for v in value if v is not None]
-    return [v for v in str(value).split("|") if v]
+        return [text for text in map(_text, value) if text is not None]
+    return [v for v in (_text(value) or "").split("|") if v]
+
+
+def _text(value: Any) -> str | None:
+    """A value as a request writes it: 1999.0 of a column of floats is `1999`."""
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    return id_text(value) if isinstance(value, str | int | float | np.number) or value is None else str(value)
+
+
+def wanted_of(wanted: Mapping[str, Any]) -> list[str]:
+    """The values that a request names, as the served model reads them.
+
+    >>> wanted_of({"genres": ["Comedy", "Drama"], "year": 1999.0})
+    ['genres=Comedy', 'genres=Drama', 'year=1999']
+    """
+    lists = {name: v if isinstance(v, list | tuple | set | np.ndarray) else [v] for name, v in wanted.items()}
+    return [f"{name}={_text(value)}" for name, values in lists.items() for value in values]
 
 
 class ItemFilter(tf.Module):
@@ -47,38 +62,65 @@ class ItemFilter(tf.Module):
         for name, rows in values.items():
             if not any(rows):
                 raise ValueError(f"No item has a value of `{name}`: there is nothing to filter by.")
-        number = {value: code for code, value in enumerate(known, PAD + 1)}
+        number = {value: code for code, value in enumerate(known, NO_VALUE + 1)}
         self.names = list(attributes)
-        self._values = []  # N W, for each attribute
+        self._num_codes = NO_VALUE + 1 + len(known)
+        self._codes_of, self._ends = (
+            [],
+            [],
+        )  # for each attribute: the codes of all items one after the other, and their ends
         for name, rows in values.items():
-            codes = np.full((len(rows), max(map(len, rows))), PAD, np.int32)
-            for row, of_item in zip(codes, rows, strict=True):
-                row[: len(of_item)] = [number[f"{name}={v}"] for v in of_item]
-            self._values.append(tf.Variable(codes, trainable=False, name=name))
-        codes = tf.range(PAD, len(known) + 1, dtype=tf.int32)
+            codes = [number[f"{name}={v}"] for row in rows for v in dict.fromkeys(row)]
+            ends = np.cumsum([len(set(row)) for row in rows], dtype=np.int32)
+            self._codes_of.append(tf.Variable(codes, dtype=tf.int32, trainable=False, name=name))
+            self._ends.append(tf.Variable(np.insert(ends, 0, 0), trainable=False, name=f"{name}_ends"))
+        codes = tf.range(self._num_codes, dtype=tf.int32)
         self._codes = tf.lookup.StaticHashTable(
-            tf.lookup.KeyValueTensorInitializer(tf.constant(["", *known]), codes), UNKNOWN
+            tf.lookup.KeyValueTensorInitializer(tf.constant(["", *known]), codes), NO_VALUE
         )
 
     def allows(self, items, allow, deny):
         """Tell the items that pass: bool tensor, shape `(R, C)`.
 
+        Time and memory follow the number of values that the items have, and that the request names; not their product.
+
         Args:
             items: int32 `(R or 1, C)`.
             allow, deny: string `(R, A)`: `attribute=value`, or `""` for nothing.
         """
-        allowed, denied = (self._codes.lookup(wanted)[:, tf.newaxis, tf.newaxis] for wanted in (allow, deny))  # R 1 1 A
+        number = tf.shape(allow)[0]
+        items = tf.broadcast_to(items, (number, tf.shape(items)[1]))
+        allowed, denied = self._table(allow), self._table(deny)
         is_named = tf.zeros_like(allow, tf.bool)  # whether an attribute of ours is meant
         lets_through = tf.ones((), tf.bool)
-        for name, values in zip(self.names, self._values, strict=True):
-            of_item = tf.gather(values.value(), items)[..., tf.newaxis]  # R C W 1
-            has_one_of = lambda codes: tf.reduce_any(tf.logical_and(of_item == codes, codes > PAD), axis=(2, 3))  # noqa: B023, E731
+        for name, codes_of, ends in zip(self.names, self._codes_of, self._ends, strict=True):
             is_mine = tf.strings.regex_full_match(allow, f"{re.escape(name)}=(?s:.*)")
             is_named = tf.logical_or(is_named, is_mine)
             is_open = ~tf.reduce_any(is_mine, axis=1, keepdims=True)
-            lets_through &= tf.logical_and(tf.logical_or(is_open, has_one_of(allowed)), ~has_one_of(denied))
+            has_allowed, has_denied = self._has_one_of((allowed, denied), items, codes_of.value(), ends.value())
+            lets_through &= tf.logical_and(tf.logical_or(is_open, has_allowed), ~has_denied)
         is_sound = tf.reduce_all(tf.logical_or(is_named, tf.equal(allow, "")), axis=1, keepdims=True)
         return tf.logical_and(lets_through, is_sound)
+
+    def _table(self, wanted):
+        """Which codes a request names: int32 `(R * codes,)`, 1 or 0."""
+        codes = self._codes.lookup(wanted)  # R A
+        first = tf.range(tf.shape(wanted)[0])[:, tf.newaxis] * self._num_codes
+        is_known = tf.cast(codes > NO_VALUE, tf.int32)
+        size = tf.shape(wanted)[0] * self._num_codes
+        named = tf.math.unsorted_segment_max(tf.reshape(is_known, (-1,)), tf.reshape(first + codes, (-1,)), size)
+        return tf.maximum(named, 0)
+
+    def _has_one_of(self, tables, items, codes_of, ends):
+        """For each table of `_table`, whether each item, `(R, C)`, has one of its codes: bool `(R, C)`."""
+        flat = tf.reshape(items, (-1,))
+        own = tf.ragged.range(tf.gather(ends, flat), tf.gather(ends, flat + 1))  # R * C, places of the item's codes
+        first = tf.repeat(tf.range(tf.shape(items)[0]) * self._num_codes, tf.shape(items)[1])
+        codes = tf.gather(codes_of, own.values) + tf.gather(first, own.value_rowids())
+        for table in tables:
+            number = tf.concat([[0], tf.cumsum(tf.gather(table, codes))], axis=0)  # of codes that are named, so far
+            has_some = tf.gather(number, own.row_splits[1:]) > tf.gather(number, own.row_splits[:-1])
+            yield tf.reshape(has_some, tf.shape(items))
 
 
 def build_filter(names: Sequence[str], items: Mapping[str, Sequence[Any]]) -> ItemFilter | None:

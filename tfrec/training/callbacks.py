@@ -16,7 +16,7 @@ from tfrec.data.batches import PackedBatches
 from tfrec.data.splits import LeaveLastOut
 from tfrec.evaluation.ranking import evaluate_model
 from tfrec.exceptions import DivergedError
-from tfrec.files import write_whole
+from tfrec.files import replace_folder, write_whole
 from tfrec.training.config import Config
 from tfrec.training.run import CHECKPOINT, HISTORY, WEIGHTS
 
@@ -152,3 +152,21 @@ class Progress(keras.callbacks.Callback):
             writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(self.history)
+
+
+class TakePlace(keras.callbacks.Callback):
+    """Puts a run in the place of an old one at the end of its first epoch. It comes after all that write to the run's folder.
+
+    Args:
+        progress: `Progress`, which writes the run.
+        out: Path, the folder of the old run.
+    """
+
+    def __init__(self, progress: Progress, out: Path) -> None:
+        super().__init__()
+        self.progress, self.out = progress, out
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.progress.folder != self.out:
+            replace_folder(self.progress.folder, self.out)
+            self.progress.folder = self.out

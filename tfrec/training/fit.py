@@ -16,10 +16,10 @@ import keras
 
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
-from tfrec.files import write_whole
+from tfrec.files import scratch, write_whole
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.two_tower import TwoTower
-from tfrec.training.callbacks import Progress, Validation
+from tfrec.training.callbacks import Progress, TakePlace, Validation
 from tfrec.training.compiling import compile_model
 from tfrec.training.config import LOSS_FIELDS, MODEL_FIELDS, Config
 from tfrec.training.resolve import resolve
@@ -59,7 +59,7 @@ def train(
         loss: a loss of your own; see `TwoTower.compile`. Default: the one that the config names.
         resume: bool, go on after the last finished epoch of `out`, with its config. The result is that of a run that was
             never interrupted. A model or a loss of your own must be given again. Default: False.
-        overwrite: bool, replace `out` where it exists. Default: False.
+        overwrite: bool, replace `out` where it exists, once an epoch of the new run is finished. Default: False.
         callbacks: Keras callbacks. They come after the validation, so they find `val_ndcg@10` and `val_hr@10` in the logs. A
             `LearningRateScheduler` or `ReduceLROnPlateau` takes the place of the config's schedule. Default: none.
     Returns:
@@ -101,15 +101,18 @@ def train(
     model, batches = compile_model(config, split, model=model, loss=loss, has_schedule=has_schedule)
 
     validation = None if config.final_epochs else Validation(split, config.validate_every)
-    progress = Progress(out, batches, config, validation)
+    is_replacing = overwrite and not resume and (out / CONFIG).is_file()
+    folder = scratch(out) if is_replacing else out  # the old run stays until the new one has something to show
+    progress = Progress(folder, batches, config, validation)
     progress.set_model(model)
     if resume:
         if (out / CHECKPOINT).is_file():
             progress.restore()
     else:
-        shutil.rmtree(out, ignore_errors=True)
-        write_run(out, model, data, config, own)
+        write_run(folder, model, data, config, own)
     ours = [validation] if validation else []
+    others = [keras.callbacks.TensorBoard(folder / "logs", write_graph=False)]
+    others += [TakePlace(progress, out)] if is_replacing else []
     try:
         if not progress.is_out_of_patience:
             model.fit(
@@ -118,12 +121,15 @@ def train(
                 initial_epoch=len(progress.history),
                 shuffle=False,
                 verbose=1 if sys.stdout.isatty() else 2,
-                callbacks=[*ours, *callbacks, progress, keras.callbacks.TensorBoard(out / "logs", write_graph=False)],
+                callbacks=[*ours, *callbacks, progress, *others],
             )
     except KeyboardInterrupt:
         if not progress.history:
             raise
         print(f"\nStopped. The run keeps the weights of epoch {progress.best['epoch']}.", file=sys.stderr)
+    finally:
+        if folder != out:
+            shutil.rmtree(folder, ignore_errors=True)
     best = progress.best
     metrics: dict[str, Any] = {
         "best_epoch": best["epoch"],
