@@ -91,7 +91,7 @@ def _read(text: str) -> Address:
             ipaddress.IPv6Address(host)
     except ValueError as error:
         raise ValueError(wrong.format(f": {error}")) from None
-    if not host or re.search(r"[\s\"<>\\^`{|}]", rest):
+    if not host or re.search(r"[\s\"<>\\^`{|}]|\][^:/]", rest):
         raise ValueError(wrong.format(": it has no host" if not host else ": a character is not allowed"))
     if parts.username is not None or parts.query or parts.fragment or (parts.path.strip("/") and scheme[:4] != "http"):
         raise ValueError(wrong.format(": only a host and a port are read; a token goes into `metadata`"))

@@ -17,6 +17,8 @@ from tfrec_serving.wire import CHANNEL_OPTIONS, SERVICE_CONFIG
 
 RECONNECT_MILLISECONDS = 5_000
 """Longest pause between two attempts to connect; by default it grows to two minutes."""
+RESOLVE_MILLISECONDS = 2_000
+"""Shortest time between two look-ups of a name whose server is gone; by default half a minute."""
 CONNECT_MILLISECONDS = 2_000
 """How long one of several addresses may take to connect, before the next is tried."""
 PROBE_SECONDS = 2.0
@@ -71,7 +73,11 @@ def _works_after_fork() -> bool:
 
 def options_of(address: Address, alone: bool = True) -> list[tuple[str, Any]]:
     """The options of a channel to an address, which is alone or one of several."""
-    options = [*CHANNEL_OPTIONS, ("grpc.max_reconnect_backoff_ms", RECONNECT_MILLISECONDS)]
+    options = [
+        *CHANNEL_OPTIONS,
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MILLISECONDS),
+        ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MILLISECONDS),
+    ]
     if not alone:  # the client itself tries the next address
         balancing = {"loadBalancingConfig": SERVICE_CONFIG["loadBalancingConfig"]}
         options = [option for option in options if option[0] != "grpc.service_config"]
@@ -80,14 +86,15 @@ def options_of(address: Address, alone: bool = True) -> list[tuple[str, Any]]:
             ("grpc.min_reconnect_backoff_ms", CONNECT_MILLISECONDS),
             ("grpc.dns_ares_query_timeout", CONNECT_MILLISECONDS),
         ]
-    if address.is_private:
-        options.append(("grpc.enable_http_proxy", 0))
-    return options
+    return [*options, *connection_options(address)]
 
 
-def open_channel(
-    address: Address, tls: Tls, options: list[tuple[str, Any]], api: Any = grpc
-) -> grpc.Channel | grpc.aio.Channel:
+def connection_options(address: Address) -> list[tuple[str, Any]]:
+    """The options that connecting to an address needs."""
+    return [("grpc.enable_http_proxy", 0)] if address.is_private else []
+
+
+def open_channel(address: Address, tls: Tls, options: list[tuple[str, Any]], api: Any = grpc) -> Any:
     """A channel of `grpc` or of `grpc.aio`.
 
     Raises:

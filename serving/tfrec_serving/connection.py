@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import grpc
@@ -62,8 +62,7 @@ class Connection:
         self._rest: RestTransport | None = None
         if self._addresses[0].is_rest:
             self._rest = RestTransport(self._addresses, self._wire, self._tls)
-        number = len(self._addresses)
-        self._turns = Turns(number, 1 if number == 1 else 4)  # for a single address, gRPC itself tries again
+        self._turns = Turns(len(self._addresses), 4)
         self._start()
 
     def _start(self) -> None:
@@ -84,8 +83,13 @@ class Connection:
         if self._is_closed:
             raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, "The client is closed: make another one.")
 
-    def _attempts(self) -> Iterator[tuple[int, float, float]]:
+    def _attempts(self) -> Iterable[tuple[int, float, float]]:
         """For each attempt of a call: the address, the seconds to wait before, and the seconds that are left after."""
+        if len(self._addresses) == 1:  # gRPC itself tries again
+            return ((0, 0.0, self._timeout),)
+        return self._attempts_in_turn()
+
+    def _attempts_in_turn(self) -> Iterator[tuple[int, float, float]]:
         deadline = time.monotonic() + self._timeout
         for place, wait in self._turns():
             left = deadline - time.monotonic() - wait
@@ -114,7 +118,8 @@ class Waiting:
         """Go on after an error that time may mend; raise others."""
         if error.code.name not in (*RETRIED, "DEADLINE_EXCEEDED"):
             raise error
-        self._last = f" {error}"
+        if error.code.name in RETRIED or not self._last:  # a reason says more than the end of the time
+            self._last = f" {error}"
 
     @property
     def too_late(self) -> ServingError:
@@ -130,7 +135,9 @@ def input_arrays(inputs: Mapping[str, Any]) -> Inputs:
 
 
 def output_arrays(response: Any) -> Inputs:
-    """The outputs of a `PredictResponse` by name."""
+    """The outputs of a `PredictResponse` by name; `grpc.aio` gives None for bytes that are none."""
+    if response is None:
+        raise ServingError(grpc.StatusCode.INTERNAL, "The answer is no message of TensorFlow Serving.")
     try:
         return read_response(response)
     except UNREADABLE as error:

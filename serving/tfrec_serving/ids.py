@@ -44,11 +44,12 @@ def id_bytes(values: Iterable[Id], name: str) -> list[bytes]:
     Raises:
         TypeError, ValueError: `values` is no list of ids; the message starts with `name`.
     """
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or isinstance(values, Mapping):
-        raise TypeError(
-            f"`{name}` is a list of ids, such as ['50', '181']. Received: {reprlib.repr(values)} ({type(values).__name__})."
-        )
-    values = list(values)
+    if type(values) is not list:
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable) or isinstance(values, Mapping):
+            raise TypeError(
+                f"`{name}` is a list of ids, such as ['50', '181']. Received: {reprlib.repr(values)} ({type(values).__name__})."
+            )
+        values = list(values)
     try:
         return list(map(str.encode, values))  # type: ignore[arg-type]
     except TypeError:

@@ -7,7 +7,7 @@ import os
 import re
 import ssl
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import grpc
@@ -95,14 +95,16 @@ def _pem(value: Pem | None, name: str) -> bytes | None:
     raise TypeError(f"`{name}` is the path of a PEM file, or its contents. Received: {value!r}.")
 
 
-def check_metadata(metadata: Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]) -> Pairs:
+def check_metadata(metadata: Mapping[str, str | bytes]) -> Pairs:
     """Names and values in the form of gRPC: names in small letters.
 
     Raises:
         TypeError, ValueError: a name or a value may not be sent; the message holds no value, which may be a secret.
     """
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"`metadata` is a dict, or a function that returns one. Received: {type(metadata).__name__}.")
     pairs = []
-    for name, value in metadata.items() if isinstance(metadata, Mapping) else metadata:
+    for name, value in metadata.items():
         if not isinstance(name, str) or not re.fullmatch(r"[0-9a-z_.-]+", name.lower()) or name.lower()[:5] == "grpc-":
             raise ValueError(f"A name in `metadata` has letters, digits, - _ and . only. Received: {name!r}.")
         name = name.lower()
