@@ -112,6 +112,10 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 class _Server(http.server.ThreadingHTTPServer):
+    def __init__(self, host: str) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), _Handler)
+
     def handle_error(self, *_: object) -> None:
         """Clients that hang up are no error."""
 
@@ -119,10 +123,10 @@ class _Server(http.server.ThreadingHTTPServer):
 @contextlib.contextmanager
 def web_server(
     status: int = 403, content: bytes = LOGIN, kind: str = "text/html; charset=utf-8", place: str = "", tunnel: int = 0,
-    context: Any = None,
+    context: Any = None, host: str = "127.0.0.1",
 ) -> Iterator[Any]:  # fmt: skip
     """A web server or proxy; `seen` holds the requests that reached it."""
-    server: Any = _Server(("127.0.0.1", 0), _Handler)
+    server: Any = _Server(host)
     server.status, server.content, server.kind, server.place, server.tunnel = status, content, kind, place, tunnel
     server.seen = []
     if context is not None:
