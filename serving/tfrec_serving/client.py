@@ -65,7 +65,8 @@ class Client(Connection):
         """The connections, made when first needed, and in a child process again."""
         self._check_open()
         if self._process != os.getpid():
-            _inherited.append(self._places)
+            if self._places:
+                _inherited.append(self._places)
             places = self._open_places()
             self._places, self._process = places, os.getpid()  # in this order, for threads
             return places

@@ -66,8 +66,7 @@ class Connection:
         self._start()
 
     def _start(self) -> None:
-        """What the one or the other client needs besides."""
-        raise NotImplementedError
+        """Make the attributes that only one of the clients has."""
 
     def _open_places(self) -> list[Place]:
         """Connect to every address."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -182,6 +183,26 @@ def test_garbage_and_hanging_up_are_serving_errors(said):
             assert error.code in (CODES.UNAVAILABLE, CODES.UNKNOWN, CODES.DEADLINE_EXCEEDED)
 
 
+def test_an_answer_that_is_too_large_or_never_ends_is_a_serving_error(monkeypatch):
+    with web_server(200, rest_answer(), JSON) as server:
+        monkeypatch.setattr(rest_transport, "MAX_BYTES", 20)
+        assert "UNKNOWN: The answer has more than 20 bytes" in str(refused(f"http://127.0.0.1:{server.server_port}"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            with contextlib.suppress(OSError), listening.accept()[0] as client:
+                client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n")
+                for _ in range(60):
+                    client.sendall(b" ")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(ServingError, match="DEADLINE_EXCEEDED: The deadline was over before an answer came"):
+            ask(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.3)
+        assert time.monotonic() - begin < 2
+
+
 def test_grpc_at_a_rest_port_says_what_to_write():
     with web_server() as server:
         error = refused(f"127.0.0.1:{server.server_port}")
@@ -192,7 +213,11 @@ def test_grpc_at_a_rest_port_says_what_to_write():
 @pytest.mark.parametrize("answer", [b"\xff\xff", b"", answer_of("a")[:-3]])
 def test_foreign_answers_over_grpc_are_serving_errors(answer):
     with recommender(answer=answer) as stub:
-        assert refused(f"127.0.0.1:{stub.port}").code in (CODES.UNKNOWN, CODES.INTERNAL)
+        error = refused(f"127.0.0.1:{stub.port}")
+        assert error.code in (CODES.UNKNOWN, CODES.INTERNAL)
+        asked = pytest.raises(ServingError, match="The answer is no message of TensorFlow Serving|does not answer as a")
+        with asked:
+            asyncio.run(ask_async(f"127.0.0.1:{stub.port}"))
     half = messages.PredictResponse()
     half.outputs.add(key="item_ids").value.dtype = 19  # half
     with recommender(answer=half.SerializeToString()) as stub:
@@ -424,8 +449,10 @@ def test_over_rest_one_that_is_not_there_is_passed_over(monkeypatch):
                 full.setblocking(False)
                 full.connect_ex(("127.0.0.1", port))
             assert ask(f"http://127.0.0.1:{port},{address}") == "a"
-    assert "no-such-host.invalid" in str(refused("http://no-such-host.invalid:1", timeout=1))
-    assert refused(f"http://{'a' * 70}.example:1").code is CODES.UNAVAILABLE
+    assert "http://no-such-host.invalid:1/v1/models/default:predict cannot be asked" in str(
+        refused("http://no-such-host.invalid:1", timeout=1)
+    )
+    assert "is no name of a host" in str(refused(f"http://{'a' * 70}.example:1"))
 
 
 def test_a_name_that_moves_is_looked_up_again():
