@@ -26,6 +26,8 @@ NOT_AFTER_FORK = (
     "gRPC cannot be used in this process: it was forked from one that had used gRPC already. Fork before the first call, "
     "start processes with the method `spawn` or `forkserver` of multiprocessing, or use a http:// address."
 )
+CALL_ERRORS = (grpc.RpcError, ValueError, grpc.aio.UsageError)
+"""What a call of gRPC raises; the last two where the channel was closed meanwhile."""
 HINTS = {
     "HTTP proxy returned": "A proxy of the environment answered: `no_proxy` names the hosts that are reached without it.",
     "Failed parsing HTTP/2": "No gRPC is spoken there: write http:// for REST, grpcs:// for gRPC with TLS.",
@@ -108,7 +110,9 @@ def open_channel(address: Address, tls: Tls, options: list[tuple[str, Any]], api
     return api.insecure_channel(address.target, options)
 
 
-def refusal(error: grpc.RpcError) -> ServingError:
-    """The error of a call over gRPC, with a hint where the cause is usual."""
+def refusal(error: Exception) -> ServingError:
+    """The error of a call over gRPC, one of `CALL_ERRORS`, with a hint where the cause is usual."""
+    if not isinstance(error, grpc.RpcError):
+        return ServingError(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     code, details = error.code(), error.details() or ""
     return ServingError(code, details + next((f" {hint}" for sign, hint in HINTS.items() if sign in details), ""))

@@ -142,12 +142,10 @@ class Client(Connection):
                 time.sleep(wait)
             try:
                 return output_arrays(places[place].predict(request, timeout=left, metadata=metadata))
-            except grpc.RpcError as error:
+            except channels.CALL_ERRORS as error:
                 refused = channels.refusal(error)
                 if refused.code.name not in RETRIED:
                     break
-            except ValueError as error:  # closed meanwhile
-                raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         raise refused from None
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
@@ -170,7 +168,7 @@ class Client(Connection):
         status = self._connected()[place].status
         try:
             return has_available(status(self._wire.status_request(), timeout=left, metadata=metadata))
-        except grpc.RpcError as error:
+        except channels.CALL_ERRORS as error:
             raise channels.refusal(error) from None
 
     def close(self) -> None:
@@ -198,7 +196,8 @@ class AsyncClient(Connection):
     _api = grpc.aio
 
     def _start(self) -> None:
-        self._process, self._loops = os.getpid(), {}  # type: int, dict[asyncio.AbstractEventLoop, list[Place]]
+        self._process = os.getpid()
+        self._loops: dict[asyncio.AbstractEventLoop, list[Place]] = {}  # replaced, never changed: loops run in threads
 
     def _connected(self) -> list[Place]:
         """The connections of the running loop, made when first needed: a channel of grpc.aio works in one loop only."""
@@ -207,10 +206,11 @@ class AsyncClient(Connection):
         if self._process != os.getpid():
             _inherited.append(self._loops)
             self._process, self._loops = os.getpid(), {}
-        if loop not in self._loops:
-            self._loops = {other: places for other, places in self._loops.items() if not other.is_closed()}
-            self._loops[loop] = self._open_places()
-        return self._loops[loop]
+        places = self._loops.get(loop)
+        if places is None:
+            places = self._open_places()
+            self._loops = {other: its for other, its in self._loops.items() if not other.is_closed()} | {loop: places}
+        return places
 
     async def _pairs(self) -> Pairs:
         if self._ask_metadata is None:
@@ -257,12 +257,10 @@ class AsyncClient(Connection):
                 await asyncio.sleep(wait)
             try:
                 return output_arrays(await places[place].predict(request, timeout=left, metadata=metadata))
-            except grpc.RpcError as error:
+            except channels.CALL_ERRORS as error:
                 refused = channels.refusal(error)
                 if refused.code.name not in RETRIED:
                     break
-            except grpc.aio.UsageError as error:  # closed meanwhile
-                raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         raise refused from None
 
     async def wait_until_ready(self, timeout: float = 60.0) -> None:
@@ -285,14 +283,14 @@ class AsyncClient(Connection):
         status = self._connected()[place].status
         try:
             return has_available(await status(self._wire.status_request(), timeout=left, metadata=metadata))
-        except grpc.RpcError as error:
+        except channels.CALL_ERRORS as error:
             raise channels.refusal(error) from None
 
     async def close(self) -> None:
         """Close the connections of the running loop; no loop can use the client any more."""
         self._is_closed = True
         if self._process == os.getpid():
-            for place in self._loops.pop(asyncio.get_running_loop(), []):
+            for place in self._loops.get(asyncio.get_running_loop(), []):
                 await place.channel.close()
 
     async def __aenter__(self) -> AsyncClient:

@@ -249,15 +249,17 @@ def test_a_channel_that_is_closed_during_a_call_is_a_serving_error(stub):
     client = Client(f"127.0.0.1:{stub.port}")
     client.recommend(["x"])
     client._places[0].channel.close()
-    with pytest.raises(ServingError, match="FAILED_PRECONDITION: Cannot invoke RPC on closed channel"):
-        client.recommend(["x"])
+    for call in (lambda: client.recommend(["x"]), lambda: client.wait_until_ready(1)):
+        with pytest.raises(ServingError, match="FAILED_PRECONDITION: Cannot invoke RPC on closed channel"):
+            call()
 
     async def later():
         async with AsyncClient(f"127.0.0.1:{stub.port}") as other:
             await other.recommend(["x"])
             await other._connected()[0].channel.close()
-            with pytest.raises(ServingError, match="FAILED_PRECONDITION: Channel is closed"):
-                await other.recommend(["x"])
+            for call in (other.recommend(["x"]), other.wait_until_ready(1)):
+                with pytest.raises(ServingError, match="FAILED_PRECONDITION: Channel is closed"):
+                    await call
 
     asyncio.run(later())
 
