@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tfrec.deploy.saved_model import latest_version
 from tfrec_serving import Client
 from tfrec_serving.load import LoadReport, ServerProcess, load_test, recommend_requests, server_process
 from tfrec_serving.messages import PredictResponse
+from tfrec_serving.rest_transport import open_directly
 
 HISTORY_LENGTH = 50
 
@@ -93,8 +93,8 @@ def swaps(base: Path, server: ServerProcess, requests: list[bytes]) -> None:
 def is_available(server: ServerProcess, version: int) -> bool:
     """Whether a version is available."""
     try:
-        with urllib.request.urlopen(f"http://{server.rest_address}/v1/models/default/versions/{version}") as answer:
-            return json.load(answer)["model_version_status"][0]["state"] == "AVAILABLE"
+        answer = open_directly(f"http://{server.rest_address}/v1/models/default/versions/{version}", 10)
+        return json.loads(answer)["model_version_status"][0]["state"] == "AVAILABLE"
     except urllib.error.HTTPError:
         return False
 

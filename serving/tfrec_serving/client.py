@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
 
-from tfrec_serving import messages
+from tfrec_serving import channels
+from tfrec_serving.connection import Connection, Place, Waiting, has_available, input_arrays, output_arrays, read_answer
 from tfrec_serving.errors import ServingError
+from tfrec_serving.ids import Id
 from tfrec_serving.questions import Inputs, Question, Questions, Recommendation
-from tfrec_serving.wire import CHANNEL_OPTIONS, PREDICT, STATUS, RestTransport, Wire, read_response, target, unary
+from tfrec_serving.rest_transport import TOO_LATE
+from tfrec_serving.security import Pairs, check_metadata
+from tfrec_serving.wire import RETRIED
+
+POLL_SECONDS = 0.1
+"""Pause between two looks whether a model is available."""
+_inherited: list[Any] = []
+"""Channels of the parent process: to close them, also by the garbage collector, could end the parent's connections."""
 
 
-class _Connection:
-    """The connection of both clients; for the arguments, see `Client`."""
-
-    _open_channel: Callable[..., Any]
-
-    def __init__(
-        self,
-        address: str,
-        model_name: str = "default",
-        version: int | None = None,
-        timeout: float = 10.0,
-        label: str | None = None,
-    ) -> None:
-        self._wire, self._timeout = Wire(model_name, version, label), timeout
-        self._rest: RestTransport | None = None
-        self._channel: Any = None
-        if address.startswith(("http://", "https://")):
-            self._rest = RestTransport(address, self._wire)
-        else:
-            self._channel = self._open_channel(target(address), CHANNEL_OPTIONS)
-            self._predict = unary(self._channel, PREDICT, messages.PredictRequest, messages.PredictResponse)
-
-
-class Client(_Connection):
+class Client(Connection):
     """Queries a served recommender, over gRPC or REST.
 
     >>> client = Client("localhost:8500")  # doctest: +SKIP
@@ -48,28 +36,54 @@ class Client(_Connection):
     [Recommendation(item_id='174', score=0.71), Recommendation(item_id='210', score=0.68)]
 
     Args:
-        address: str, `host:port` of gRPC or `http://host:port` of REST. Several addresses, with commas, take turns.
+        address: str, `host:port` of gRPC, `http://host:port` of REST, with TLS `grpcs://` or `https://`. Also `[::1]:port`,
+            `unix:/path` and other targets of gRPC. Several addresses, with commas, take turns. No proxy is used for addresses
+            on this machine or in a private network.
         model_name: str, name of the model on the server. Default: `default`.
         version: int, the version that answers. Default: the newest.
         timeout: float, seconds that a call may take with its retries. A call that finds no server, or an overloaded one, is tried
             four times at most; nothing else is retried. Default: 10.
         label: str, label of the version that answers, such as `canary`. Default: none.
+        ca: path of a PEM file or its contents: the authorities that the server's certificate is checked with. Turns on TLS.
+            Default: those of gRPC, for `https://` those of the system.
+        certificate: path of a PEM file or its contents: the client's own certificate. Default: none.
+        key: path of a PEM file or its contents: the private key of `certificate`. Default: none.
+        metadata: dict that goes with every call, as headers over REST, such as `{"authorization": "Bearer ..."}`; or a function
+            without arguments that returns it, called for each call. Default: none.
     Raises:
+        ValueError, TypeError: an argument is wrong, here or in a method. An id is text or a whole number.
         ServingError: of every method, when the server refuses a request or cannot be reached.
-        TypeError: an id is not text.
     """
 
-    _open_channel = staticmethod(grpc.insecure_channel)
+    _api = grpc
+
+    def _start(self) -> None:
+        self._process: int | None = None
+        self._places: list[Place] = []
+
+    def _connected(self) -> list[Place]:
+        """The connections, made when first needed, and in a child process again."""
+        self._check_open()
+        if self._process != os.getpid():
+            if self._places:
+                _inherited.append(self._places)
+            places = self._open_places()
+            self._places, self._process = places, os.getpid()  # in this order, for threads
+            return places
+        return self._places
+
+    def _pairs(self) -> Pairs:
+        return self._metadata if self._ask_metadata is None else check_metadata(self._ask_metadata())  # type: ignore[arg-type]
 
     def recommend(
         self,
-        history: Sequence[str],
+        history: Sequence[Id],
         k: int = 10,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[Id] = (),
         timestamps: Sequence[int] | None = None,
         request_time: int | None = None,
-        allow: Mapping[str, Sequence[str]] | None = None,
-        deny: Mapping[str, Sequence[str]] | None = None,
+        allow: Mapping[str, Sequence[Id]] | None = None,
+        deny: Mapping[str, Sequence[Id]] | None = None,
     ) -> list[Recommendation]:
         """Recommend the `k` best items after a history.
 
@@ -85,14 +99,14 @@ class Client(_Connection):
         """
         return self._ask(Questions.recommend(history, k, exclude, timestamps, request_time, allow, deny))
 
-    def similar_items(self, item_id: str, k: int = 10) -> list[Recommendation]:
+    def similar_items(self, item_id: Id, k: int = 10) -> list[Recommendation]:
         """The `k` items most similar to one; none for an unknown item."""
         return self._ask(Questions.similar_items(item_id, k))
 
     def score(
         self,
-        history: Sequence[str],
-        candidates: Sequence[str],
+        history: Sequence[Id],
+        candidates: Sequence[Id],
         timestamps: Sequence[int] | None = None,
         request_time: int | None = None,
     ) -> list[float]:
@@ -100,55 +114,69 @@ class Client(_Connection):
         return self._ask(Questions.score(history, candidates, timestamps, request_time))
 
     def embed_history(
-        self, history: Sequence[str], timestamps: Sequence[int] | None = None, request_time: int | None = None
+        self, history: Sequence[Id], timestamps: Sequence[int] | None = None, request_time: int | None = None
     ) -> np.ndarray:
         """The query vector of `history`: float32 `(width,)`."""
         return self._ask(Questions.embed_history(history, timestamps, request_time))
 
-    def embed_items(self, item_ids: Sequence[str]) -> np.ndarray:
+    def embed_items(self, item_ids: Sequence[Id]) -> np.ndarray:
         """The vectors of items: float32 `(len(item_ids), width)`; zeros for unknown ones."""
         return self._ask(Questions.embed_items(item_ids))
 
     def _ask(self, question: Question) -> Any:
-        return question.read(self.predict(question.signature_name, **question.inputs))
+        return read_answer(question, self._send(question.signature_name, question.inputs))
 
     def predict(self, signature_name: str, **inputs: np.ndarray) -> Inputs:
         """Call any signature with arrays by name, also for several rows at a time; return its outputs by name."""
+        return self._send(signature_name, input_arrays(inputs))
+
+    def _send(self, signature_name: str, inputs: Inputs) -> Inputs:
+        metadata = self._pairs()
         if self._rest is not None:
-            return self._rest.predict(signature_name, inputs, self._timeout)
-        try:
-            return read_response(self._predict(self._wire.request(signature_name, inputs), timeout=self._timeout))
-        except grpc.RpcError as error:
-            raise ServingError(error.code(), error.details()) from None
+            self._check_open()
+            return self._rest.predict(signature_name, inputs, self._timeout, metadata)
+        places, request = self._connected(), self._wire.request(signature_name, inputs)
+        refused = ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, TOO_LATE)
+        for place, wait, left in self._attempts():
+            if wait:
+                time.sleep(wait)
+            try:
+                return output_arrays(places[place].predict(request, timeout=left, metadata=metadata))
+            except channels.CALL_ERRORS as error:
+                refused = channels.refusal(error)
+                if refused.code.name not in RETRIED:
+                    break
+        raise refused from None
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
         """Wait until the model is available; raise `ServingError` after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while not self._is_available(deadline):
-            if time.monotonic() > deadline:
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "The model was not available in time.")
-            time.sleep(0.1)
-
-    def _is_available(self, deadline: float) -> bool:
-        left = max(0.0, deadline - time.monotonic())
-        if self._rest is not None:
+        waiting = Waiting(timeout, len(self._addresses))
+        for place in waiting:
             try:
-                return self._rest.is_available(left)
+                if self._is_available(place, waiting.left):
+                    return
             except ServingError as error:
-                if error.code is not grpc.StatusCode.UNAVAILABLE:
-                    raise
-                return False
-        ask = unary(self._channel, STATUS, messages.GetModelStatusRequest, messages.GetModelStatusResponse)
+                waiting.note(error)
+            time.sleep(POLL_SECONDS)
+        raise waiting.too_late
+
+    def _is_available(self, place: int, left: float) -> bool:
+        metadata = self._pairs()
+        if self._rest is not None:
+            self._check_open()
+            return self._rest.is_available(left, metadata)
+        status = self._connected()[place].status
         try:
-            versions = ask(self._wire.status_request(), timeout=left, wait_for_ready=True).model_version_status
-        except grpc.RpcError as error:
-            raise ServingError(error.code(), error.details()) from None
-        return any(version.state == messages.AVAILABLE for version in versions)
+            return has_available(status(self._wire.status_request(), timeout=left, metadata=metadata))
+        except channels.CALL_ERRORS as error:
+            raise channels.refusal(error) from None
 
     def close(self) -> None:
-        """Close the connection."""
-        if self._channel is not None:
-            self._channel.close()
+        """Close the connection. In a child process, that of the parent stays open."""
+        self._is_closed = True
+        if self._process == os.getpid():
+            for place in self._places:
+                place.channel.close()
 
     def __enter__(self) -> Client:
         return self
@@ -157,7 +185,7 @@ class Client(_Connection):
         self.close()
 
 
-class AsyncClient(_Connection):
+class AsyncClient(Connection):
     """`Client` for asyncio: the same arguments, the same methods, awaited.
 
     >>> async def ask():
@@ -165,44 +193,105 @@ class AsyncClient(_Connection):
     ...         return await client.recommend(["50", "181"], k=2)
     """
 
-    _open_channel = staticmethod(grpc.aio.insecure_channel)
+    _api = grpc.aio
 
-    async def recommend(self, history: Sequence[str], k: int = 10, **others: Any) -> list[Recommendation]:
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._loops: dict[asyncio.AbstractEventLoop, list[Place]] = {}  # replaced, never changed: loops run in threads
+
+    def _connected(self) -> list[Place]:
+        """The connections of the running loop, made when first needed: a channel of grpc.aio works in one loop only."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        if self._process != os.getpid():
+            _inherited.append(self._loops)
+            self._process, self._loops = os.getpid(), {}
+        places = self._loops.get(loop)
+        if places is None:
+            places = self._open_places()
+            self._loops = {other: its for other, its in self._loops.items() if not other.is_closed()} | {loop: places}
+        return places
+
+    async def _pairs(self) -> Pairs:
+        if self._ask_metadata is None:
+            return self._metadata
+        given = self._ask_metadata()
+        return check_metadata(await given if inspect.isawaitable(given) else given)
+
+    async def recommend(self, history: Sequence[Id], k: int = 10, **others: Any) -> list[Recommendation]:
         """As `Client.recommend`."""
         return await self._ask(Questions.recommend(history, k, **others))
 
-    async def similar_items(self, item_id: str, k: int = 10) -> list[Recommendation]:
+    async def similar_items(self, item_id: Id, k: int = 10) -> list[Recommendation]:
         """As `Client.similar_items`."""
         return await self._ask(Questions.similar_items(item_id, k))
 
-    async def score(self, history: Sequence[str], candidates: Sequence[str], **others: Any) -> list[float]:
+    async def score(self, history: Sequence[Id], candidates: Sequence[Id], **others: Any) -> list[float]:
         """As `Client.score`."""
         return await self._ask(Questions.score(history, candidates, **others))
 
-    async def embed_history(self, history: Sequence[str], **others: Any) -> np.ndarray:
+    async def embed_history(self, history: Sequence[Id], **others: Any) -> np.ndarray:
         """As `Client.embed_history`."""
         return await self._ask(Questions.embed_history(history, **others))
 
-    async def embed_items(self, item_ids: Sequence[str]) -> np.ndarray:
+    async def embed_items(self, item_ids: Sequence[Id]) -> np.ndarray:
         """As `Client.embed_items`."""
         return await self._ask(Questions.embed_items(item_ids))
 
     async def _ask(self, question: Question) -> Any:
-        return question.read(await self.predict(question.signature_name, **question.inputs))
+        return read_answer(question, await self._send(question.signature_name, question.inputs))
 
     async def predict(self, signature_name: str, **inputs: np.ndarray) -> Inputs:
         """As `Client.predict`."""
+        return await self._send(signature_name, input_arrays(inputs))
+
+    async def _send(self, signature_name: str, inputs: Inputs) -> Inputs:
+        metadata = await self._pairs()
         if self._rest is not None:
-            return await asyncio.to_thread(self._rest.predict, signature_name, inputs, self._timeout)
+            self._check_open()
+            return await asyncio.to_thread(self._rest.predict, signature_name, inputs, self._timeout, metadata)
+        places, request = self._connected(), self._wire.request(signature_name, inputs)
+        refused = ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, TOO_LATE)
+        for place, wait, left in self._attempts():
+            if wait:
+                await asyncio.sleep(wait)
+            try:
+                return output_arrays(await places[place].predict(request, timeout=left, metadata=metadata))
+            except channels.CALL_ERRORS as error:
+                refused = channels.refusal(error)
+                if refused.code.name not in RETRIED:
+                    break
+        raise refused from None
+
+    async def wait_until_ready(self, timeout: float = 60.0) -> None:
+        """As `Client.wait_until_ready`."""
+        waiting = Waiting(timeout, len(self._addresses))
+        for place in waiting:
+            try:
+                if await self._is_available(place, waiting.left):
+                    return
+            except ServingError as error:
+                waiting.note(error)
+            await asyncio.sleep(POLL_SECONDS)
+        raise waiting.too_late
+
+    async def _is_available(self, place: int, left: float) -> bool:
+        metadata = await self._pairs()
+        if self._rest is not None:
+            self._check_open()
+            return await asyncio.to_thread(self._rest.is_available, left, metadata)
+        status = self._connected()[place].status
         try:
-            return read_response(await self._predict(self._wire.request(signature_name, inputs), timeout=self._timeout))
-        except grpc.RpcError as error:
-            raise ServingError(error.code(), error.details()) from None
+            return has_available(await status(self._wire.status_request(), timeout=left, metadata=metadata))
+        except channels.CALL_ERRORS as error:
+            raise channels.refusal(error) from None
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._channel is not None:
-            await self._channel.close()
+        """Close the connections of the running loop; no loop can use the client any more."""
+        self._is_closed = True
+        if self._process == os.getpid():
+            for place in self._loops.get(asyncio.get_running_loop(), []):
+                await place.channel.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 
@@ -21,3 +23,8 @@ class ServingError(Exception):
     def __init__(self, code: grpc.StatusCode, message: str | None) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
+        self._message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by default pickle passes the text alone, and a pool of processes that cannot read an error waits for ever
+        return type(self), (self.code, self._message)

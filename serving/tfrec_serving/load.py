@@ -8,9 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,13 @@ from typing import Any
 import grpc
 import numpy as np
 
+from tfrec_serving import channels
+from tfrec_serving.addresses import read_addresses
 from tfrec_serving.errors import ServingError
+from tfrec_serving.ids import Id
 from tfrec_serving.questions import Questions
+from tfrec_serving.rest_transport import open_directly
+from tfrec_serving.security import Pem, check_metadata, read_tls
 from tfrec_serving.wire import PREDICT, Wire
 
 CHANNELS = 8
@@ -56,7 +60,7 @@ class LoadReport:
 
 
 def recommend_requests(
-    item_ids: Sequence[str],
+    item_ids: Sequence[Id],
     history_length: int,
     k: int = 10,
     model_name: str = "default",
@@ -91,33 +95,43 @@ def load_test(
     rate: float | None = None,
     timeout: float = 10.0,
     keep_answers: bool = False,
+    ca: Pem | None = None,
+    certificate: Pem | None = None,
+    key: Pem | None = None,
+    metadata: Mapping[str, str | bytes] | None = None,
 ) -> LoadReport:
     """Send `PredictRequest`s in turn and time the answers.
 
     Args:
-        address: str, `host:port` of gRPC.
+        address: str, `host:port` of gRPC, with TLS `grpcs://host:port`; see `Client`. Of several, with commas, each gets its share.
         requests: serialized requests, so that the client adds little to the measured time.
         clients: int, clients of the closed loop, each of which sends one request after the other. Default: 8.
         seconds: float, duration of the sending; requests under way at the end are waited for. Default: 10.
         rate: float, open-loop mode: send this many requests per second, whatever the server's pace. Default: closed loop.
         timeout: float, seconds after which a request fails. Default: 10.
         keep_answers: bool, whether the report holds the answers. Default: False.
+        ca, certificate, key, metadata: see `Client`; `metadata` is a dict. Default: none.
     Raises:
         ServingError: nothing answers at the address.
+        ValueError: it is an address of REST.
     """
     took: list[float] = []
     answers: list[bytes] = []
     codes: list[str] = []
+    addresses, tls = read_addresses(address), read_tls(ca, certificate, key)
+    if addresses[0].is_rest:
+        raise ValueError(f"A load test is done over gRPC. Received: {address!r}; write host:port or grpcs://host:port.")
+    pairs = check_metadata(metadata or {})
     with contextlib.ExitStack() as stack:
-        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
         number = CHANNELS if rate else clients
-        channels = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(number)]
-        try:
-            for channel in channels:
-                grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise ServingError(grpc.StatusCode.UNAVAILABLE, f"Nothing answers at {address}.") from None
-        calls: list[Any] = [channel.unary_unary(PREDICT) for channel in channels]
+        opened = []
+        for i in range(number):
+            one = addresses[i % len(addresses)]
+            options = [*channels.connection_options(one), ("grpc.use_local_subchannel_pool", 1)]  # a connection each
+            opened.append(stack.enter_context(channels.open_channel(one, tls, options)))
+        for channel in opened:
+            _connect(channel, address)
+        calls: list[Any] = [channel.unary_unary(PREDICT) for channel in opened]
 
         def finish(call: Any, begin: float, answer: bytes | None = None) -> None:
             """Record the end of a call."""
@@ -135,7 +149,7 @@ def load_test(
             while time.perf_counter() < end:
                 begin, answer = time.perf_counter(), b""
                 try:
-                    answer, call = calls[client].with_call(requests[sent % len(requests)], timeout)
+                    answer, call = calls[client].with_call(requests[sent % len(requests)], timeout, pairs)
                 except grpc.RpcError as error:
                     call = error
                 finish(call, begin, answer)
@@ -150,7 +164,8 @@ def load_test(
             under_way: list[Any] = []
             while (now := time.perf_counter()) < end:
                 for _ in range(int((now - start) * rate) - len(under_way)):
-                    call = calls[len(under_way) % CHANNELS].future(requests[len(under_way) % len(requests)], timeout)
+                    request = requests[len(under_way) % len(requests)]
+                    call = calls[len(under_way) % CHANNELS].future(request, timeout, pairs)
                     call.add_done_callback(partial(finish, begin=time.perf_counter()))
                     under_way.append(call)
                 time.sleep(0.001)
@@ -158,6 +173,23 @@ def load_test(
                 call.code()  # waits
         lasted = time.perf_counter() - start
     return LoadReport(lasted, 1e3 * np.array(took), dict(Counter(codes)), answers)
+
+
+def _connect(channel: Any, address: str) -> None:
+    """Wait until a channel is connected.
+
+    Raises:
+        ServingError: nothing answers; the message has gRPC's reason.
+    """
+    try:
+        grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+    except grpc.FutureTimeoutError:
+        try:
+            channel.unary_unary(PREDICT)(b"", timeout=1)
+            reason = ""
+        except grpc.RpcError as error:
+            reason = f" {channels.refusal(error)}"
+        raise ServingError(grpc.StatusCode.UNAVAILABLE, f"Nothing answers at {address}.{reason}") from None
 
 
 @dataclass(frozen=True)
@@ -189,8 +221,7 @@ class ServerProcess:
 
     def _totals(self) -> tuple[float, float]:
         """The number of requests that the model has answered so far, and their total milliseconds in it."""
-        with urllib.request.urlopen(f"http://{self.rest_address}{METRICS_PATH}", timeout=10) as answer:
-            text = answer.read().decode()
+        text = open_directly(f"http://{self.rest_address}{METRICS_PATH}", 10).decode()
         sums = [
             sum(float(value) for value in re.findall(rf"runtime_latency_{what}{{.*?}} (\S+)", text))
             for what in ("count", "sum")

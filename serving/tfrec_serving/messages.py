@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from tfrec_serving.ids import id_text
+
 _KINDS = {"double": 1, "float": 2, "int64": 3, "int32": 5, "bool": 8, "string": 9, "bytes": 12}
 _FIELDS = {
     "Int64Value": "value=1 int64",
@@ -63,12 +65,12 @@ GetModelStatusRequest, GetModelStatusResponse = _CLASSES["GetModelStatusRequest"
 
 
 def fill_tensor(tensor: Any, array: np.ndarray) -> None:
-    """Write an array into a `Tensor`; bytes and text (as UTF-8) are strings."""
+    """Write an array into a `Tensor`; bytes, and ids as UTF-8, are strings."""
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
     if array.dtype.kind in "OSU":
         tensor.dtype = STRING
-        tensor.string_val.extend(v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1).tolist())
+        tensor.string_val.extend(v if isinstance(v, bytes) else id_text(v).encode() for v in array.reshape(-1).tolist())
         return
     if array.dtype not in DTYPES:
         raise TypeError(f"An input has the dtype {array.dtype}, which no signature takes.")

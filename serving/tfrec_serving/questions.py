@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfrec_serving.ids import Id, filter_row, id_row, whole
+
 Inputs = dict[str, np.ndarray]
 
 
@@ -37,32 +39,13 @@ class Question(NamedTuple):
     read: Callable[[Inputs], Any]
 
 
-def text_ids(values: Sequence) -> np.ndarray:
-    """Ids as an object array of UTF-8 strings; an empty row stays a row: `[[]]` has shape (1, 0).
-
-    Raises:
-        TypeError: an id is not text.
-    """
-    array = np.array(values, dtype=object)
-    try:
-        return np.frompyfunc(str.encode, 1, 1)(array) if array.size else array
-    except TypeError:
-        wrong = next(value for value in array.reshape(-1) if not isinstance(value, str))
-        raise TypeError(f"Ids are text, such as '50'. Received: {wrong!r} ({type(wrong).__name__}).") from None
-
-
-def _query(history: Sequence[str], timestamps: Sequence[int] | None, request_time: int | None) -> Inputs:
+def _query(history: Sequence[Id], timestamps: Sequence[int] | None, request_time: int | None) -> Inputs:
     """The inputs of a history; without times for a model that reads none."""
     if timestamps is None:
-        return {"history": text_ids([history])}
+        return {"history": id_row(history, "history")}
     asked = int(time.time()) if request_time is None else request_time
     times = {"timestamps": np.array([timestamps], np.int64), "request_time": np.array([asked], np.int64)}
-    return {"history": text_ids([history])} | times
-
-
-def _values(wanted: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """`{"genres": ["Comedy"]}` in the form of a request: `genres=Comedy`."""
-    return text_ids([[f"{name}={value}" for name, values in wanted.items() for value in values]])
+    return {"history": id_row(history, "history")} | times
 
 
 def _recommendations(answer: Inputs) -> list[Recommendation]:
@@ -79,47 +62,49 @@ class Questions:
 
     @staticmethod
     def recommend(
-        history: Sequence[str],
+        history: Sequence[Id],
         k: int = 10,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[Id] = (),
         timestamps: Sequence[int] | None = None,
         request_time: int | None = None,
-        allow: Mapping[str, Sequence[str]] | None = None,
-        deny: Mapping[str, Sequence[str]] | None = None,
+        allow: Mapping[str, Sequence[Id]] | None = None,
+        deny: Mapping[str, Sequence[Id]] | None = None,
     ) -> Question:
         inputs = _query(history, timestamps, request_time) | {
-            "exclude": text_ids([exclude]),
-            "k": np.array([k], np.int32),
+            "exclude": id_row(exclude, "exclude"),
+            "k": whole(k, "k"),
         }
         if not (allow or deny):
             return Question("recommend", inputs, _recommendations)
-        wanted = {"allow": _values(allow or {}), "deny": _values(deny or {})}
+        wanted = {"allow": filter_row(allow, "allow"), "deny": filter_row(deny, "deny")}
         return Question("recommend_filtered", inputs | wanted, _recommendations)
 
     @staticmethod
-    def similar_items(item_id: str, k: int = 10) -> Question:
+    def similar_items(item_id: Id, k: int = 10) -> Question:
         return Question(
-            "similar_items", {"item_ids": text_ids([item_id]), "k": np.array([k], np.int32)}, _recommendations
+            "similar_items", {"item_ids": id_row([item_id], "item_id")[0], "k": whole(k, "k")}, _recommendations
         )
 
     @staticmethod
     def score(
-        history: Sequence[str],
-        candidates: Sequence[str],
+        history: Sequence[Id],
+        candidates: Sequence[Id],
         timestamps: Sequence[int] | None = None,
         request_time: int | None = None,
     ) -> Question:
-        inputs = _query(history, timestamps, request_time) | {"candidates": text_ids([candidates])}
+        inputs = _query(history, timestamps, request_time) | {"candidates": id_row(candidates, "candidates")}
         return Question("score", inputs, lambda answer: answer["scores"][0].tolist())
 
     @staticmethod
     def embed_history(
-        history: Sequence[str], timestamps: Sequence[int] | None = None, request_time: int | None = None
+        history: Sequence[Id], timestamps: Sequence[int] | None = None, request_time: int | None = None
     ) -> Question:
         return Question(
             "embed_history", _query(history, timestamps, request_time), lambda answer: answer["embedding"][0]
         )
 
     @staticmethod
-    def embed_items(item_ids: Sequence[str]) -> Question:
-        return Question("embed_items", {"item_ids": text_ids(item_ids)}, lambda answer: answer["embedding"])
+    def embed_items(item_ids: Sequence[Id]) -> Question:
+        return Question(
+            "embed_items", {"item_ids": id_row(item_ids, "item_ids")[0]}, lambda answer: answer["embedding"]
+        )

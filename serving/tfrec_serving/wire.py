@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from typing import Any
 
 import grpc
 import numpy as np
 
 from tfrec_serving import messages
-from tfrec_serving.errors import ServingError
-from tfrec_serving.questions import Inputs, text_ids
+from tfrec_serving.ids import text_array
+from tfrec_serving.questions import Inputs
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
@@ -38,24 +34,20 @@ SERVICE_CONFIG = {
 }
 HTTP_CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    405: grpc.StatusCode.UNIMPLEMENTED,
+    407: grpc.StatusCode.UNAUTHENTICATED,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    502: grpc.StatusCode.UNAVAILABLE,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-
-
-def target(addresses: str) -> str:
-    """The gRPC target of an address, or of several with commas, which take turns."""
-    if "," not in addresses:
-        return addresses
-    found = []
-    for address in addresses.split(","):
-        host, _, port = address.strip().rpartition(":")
-        found += [
-            f"{info[4][0]}:{port}" for info in socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[:1]
-        ]
-    return "ipv4:" + ",".join(found)
 
 
 CHANNEL_OPTIONS = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.max_receive_message_length", 64 << 20)]
@@ -119,59 +111,12 @@ def unary(channel: Any, path: str, request: Any, response: Any) -> Any:
     )
 
 
-class RestTransport:
-    """The REST API by the standard library. Addresses take turns; a code of `RETRIED` is tried up to three times more."""
-
-    def __init__(self, addresses: str, wire: Wire) -> None:
-        self._bases, self._wire, self._turn = [a.strip().rstrip("/") for a in addresses.split(",")], wire, 0
-
-    def predict(self, signature_name: str, inputs: Inputs, timeout: float) -> Inputs:
-        columns = {name: _to_json(value) for name, value in inputs.items()}
-        answer = self._ask(":predict", {"signature_name": signature_name, "inputs": columns}, timeout)["outputs"]
-        # a single output stands without its name
-        outputs = (
-            answer if isinstance(answer, dict) else {"embedding" if "embed" in signature_name else "scores": answer}
-        )
-        return {name: _from_json(name, value) for name, value in outputs.items()}
-
-    def is_available(self, timeout: float) -> bool:
-        return any(v["state"] == "AVAILABLE" for v in self._ask("", None, timeout)["model_version_status"])
-
-    def _ask(self, path: str, body: dict | None, timeout: float) -> Any:
-        deadline, wait = time.monotonic() + timeout, 0.05
-        for attempt in range(4):
-            base, self._turn = self._bases[self._turn % len(self._bases)], self._turn + 1
-            data = None if body is None else json.dumps(body).encode()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline was over before an answer came.")
-            try:
-                with urllib.request.urlopen(
-                    urllib.request.Request(base + self._wire.path + path, data), timeout=left
-                ) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                code = HTTP_CODES.get(error.code, grpc.StatusCode.UNKNOWN)
-                refused = ServingError(code, json.loads(error.read() or b"{}").get("error"))
-            except TimeoutError:
-                refused = ServingError(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, "The deadline was over before an answer came."
-                )
-            except (urllib.error.URLError, ConnectionError) as error:
-                refused = ServingError(grpc.StatusCode.UNAVAILABLE, str(error))
-            if refused.code.name not in RETRIED or attempt == 3:
-                raise refused from None
-            time.sleep(min(wait, max(0.0, deadline - time.monotonic())))
-            wait = min(1.0, 2 * wait)
-        raise AssertionError
-
-
-def _to_json(value: np.ndarray) -> Any:
+def to_json(value: np.ndarray) -> Any:
     if value.dtype != object:
         return value.tolist()
     text = np.frompyfunc(lambda v: v if isinstance(v, str) else v.decode(), 1, 1)
     return text(value).tolist() if value.size else value.tolist()
 
 
-def _from_json(name: str, value: Any) -> np.ndarray:
-    return text_ids(value) if name == "item_ids" else np.array(value, np.float32)
+def from_json(name: str, value: Any) -> np.ndarray:
+    return text_array(value) if name == "item_ids" else np.array(value, np.float32)

@@ -110,6 +110,33 @@ def test_evaluate_and_resume_take_data_that_has_moved(monkeypatch, capsys, tmp_p
         assert "its events, users or items differ" in capsys.readouterr().err
 
 
+def test_queries_take_certificates_and_metadata_and_go_around_a_proxy(monkeypatch, capsys, exact_export, tmp_path):
+    import grpc
+    from serving_stubs import make_certificate, recommender, web_server
+
+    cert, key = make_certificate(tmp_path)
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())], cert.read_bytes(), True)
+    own = ["--ca", cert, "--certificate", cert, "--key", key, "--metadata", "authorization=Bearer a=b"]
+    with web_server() as proxy, recommender("film", credentials=credentials) as stub:
+        monkeypatch.delenv("no_proxy", raising=False)
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        address = f"grpcs://localhost:{stub.port}"
+        assert run_main(monkeypatch, "recommend", address, "--history", "5", "--json", *own) == 0
+        assert json.loads(capsys.readouterr().out) == [{"item_id": "film", "score": 1.0}]
+        bench = ["bench", "serve", exact_export, "--address", address, "--seconds", 0.1, "--clients", 1, "--json"]
+        assert run_main(monkeypatch, *bench, *own) == 0
+        assert json.loads(capsys.readouterr().out)["errors"] == {}
+        assert {call["authorization"] for call in stub.metadata} == {"Bearer a=b"}
+        assert run_main(monkeypatch, "recommend", exact_export, "--history", "item-1", "--json") == 0
+        assert len(json.loads(capsys.readouterr().out)) == 10
+        assert proxy.seen == []
+    assert run_main(monkeypatch, "recommend", address, "--history", "5", "--metadata", "secret") == 2
+    error = capsys.readouterr().err
+    assert "--metadata takes name=value" in error
+    assert "secret" not in error
+
+
 def test_recommend_from_an_export_with_titles(monkeypatch, capsys, exact_export, run):
     history = "item-1,item-2"
     assert run_main(monkeypatch, "recommend", exact_export, "--history", history, "-k", 3, "--json") == 0

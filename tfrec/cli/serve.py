@@ -11,6 +11,15 @@ import typer
 
 from tfrec.cli.tables import find_titles, out, print_figures, print_recommendations
 
+Ca = Annotated[
+    Path | None, typer.Option(help="PEM file with the authorities of the server's certificate; turns on TLS.")
+]
+Certificate = Annotated[Path | None, typer.Option(help="PEM file with a client certificate.")]
+Key = Annotated[Path | None, typer.Option(help="PEM file with the private key of --certificate.")]
+Metadata = Annotated[
+    list[str] | None, typer.Option(help="name=value to send along, such as 'authorization=Bearer TOKEN'.")
+]
+
 
 def serve(
     export: Annotated[Path, typer.Argument(help="Export folder; its newest version is served.")],
@@ -28,7 +37,10 @@ def serve(
 def bench_serve(
     export: Annotated[Path, typer.Argument(help="Export folder: its items make the histories.")],
     address: Annotated[
-        str | None, typer.Option(help="`host:port` of a server that holds it; without it one is started here.")
+        str | None,
+        typer.Option(
+            help="`host:port` or `grpcs://host:port` of a server that holds it; without it one is started here."
+        ),
     ] = None,
     clients: Annotated[
         int, typer.Option(min=1, help="Closed-loop mode: clients that each send one request after the other.")
@@ -42,6 +54,10 @@ def bench_serve(
     k: Annotated[int, typer.Option("-k", min=1, help="Recommendations asked for.")] = 10,
     batching: Annotated[bool, typer.Option(help="The server started here answers requests together.")] = False,
     model_name: Annotated[str, typer.Option(help="Name of the model on the server at --address.")] = "default",
+    ca: Ca = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    metadata: Metadata = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Load a model server: rate, percentiles, errors, and the share of the time that is spent in the model."""
@@ -62,13 +78,19 @@ def bench_serve(
         if len(report.milliseconds):
             own = {"ms_in_model": in_model, "share_in_model": in_model / float(report.milliseconds.mean())}
     else:
-        report = load_test(address, requests, **load)  # type: ignore[arg-type]
+        report = load_test(address, requests, **load, **_security(ca, certificate, key, metadata))  # type: ignore[arg-type]
     percentiles = {f"p{share:g}_ms": report.percentile(share) for share in (50, 90, 99, 100)}
     print_figures({"answers_per_second": report.rate} | percentiles | own | {"errors": report.errors}, as_json)
 
 
 def recommend(
-    source: Annotated[str, typer.Argument(help="`host:port` of a model server, or an export folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Model server as `host:port`, `grpcs://host:port`, `http://host:port` or `https://host:port`, "
+            "or an export folder."
+        ),
+    ],
     history: Annotated[
         str, typer.Option(help="Item ids, oldest first, with commas (CSV quotes around an id that has one).")
     ],
@@ -88,6 +110,10 @@ def recommend(
         Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")
     ] = None,
     model_name: Annotated[str, typer.Option(help="Name of the model on the server.")] = "default",
+    ca: Ca = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    metadata: Metadata = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items after a history."""
@@ -105,7 +131,7 @@ def recommend(
         ):
             answer = client.recommend(ids, k, excluded, times, request_time, **asked)
     elif ":" in source:
-        with Client(source, model_name) as client:
+        with Client(source, model_name, **_security(ca, certificate, key, metadata)) as client:
             answer = client.recommend(ids, k, excluded, times, request_time, **asked)
     else:
         raise ValueError(f"`{source}` is neither host:port nor an export folder.")
@@ -116,6 +142,18 @@ def recommend(
     if names:
         out.print("After: " + "; ".join(names.get(i, i) for i in ids[-5:]), highlight=False)
     print_recommendations(answer, names)
+
+
+def _security(
+    ca: Path | None, certificate: Path | None, key: Path | None, metadata: list[str] | None
+) -> dict[str, Any]:
+    """The options of a connection as arguments of `Client`."""
+    pairs = [pair.partition("=") for pair in metadata or []]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError(
+            "--metadata takes name=value, such as 'authorization=Bearer TOKEN'."
+        )  # a value may be a secret
+    return {"ca": ca, "certificate": certificate, "key": key, "metadata": {name: value for name, _, value in pairs}}
 
 
 def _wanted(pairs: list[str]) -> dict[str, list[str]]:

@@ -1,0 +1,107 @@
+"""Item ids, attribute values and numbers as users pass them, and the text that a request holds."""
+
+from __future__ import annotations
+
+import operator
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Id = str | int | float | np.integer | np.floating
+"""An id: text, or the number that is meant by the text of its digits."""
+EXACT = 2**53
+"""Beyond it, different integers are the same float."""
+
+
+def id_text(value: Any, name: str = "An id") -> str:
+    """The text of one id: `50`, `np.int64(50)` and `50.0` are `"50"`.
+
+    Raises:
+        TypeError: the id is neither text nor a number.
+        ValueError: the id is a number that is not whole, or too large to be exact as a float.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(int(value))
+    if not isinstance(value, float | np.floating):
+        raise TypeError(
+            f"{name} is text, such as '50', or a whole number. Received: {reprlib.repr(value)} ({type(value).__name__})."
+        )
+    number = float(value)
+    if not number.is_integer():  # NaN and infinity are none either
+        raise ValueError(f"{name} that is a number must be whole. Received: {number!r}.")
+    if abs(number) >= EXACT:
+        raise ValueError(f"{name} this large is not exact as a float: pass it as text. Received: {number!r}.")
+    return str(int(number))
+
+
+def id_bytes(values: Iterable[Id], name: str) -> list[bytes]:
+    """The ids of a list in UTF-8.
+
+    Raises:
+        TypeError, ValueError: `values` is no list of ids; the message starts with `name`.
+    """
+    if type(values) is not list:
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable) or isinstance(values, Mapping):
+            raise TypeError(
+                f"`{name}` is a list of ids, such as ['50', '181']. Received: {reprlib.repr(values)} ({type(values).__name__})."
+            )
+        values = list(values)
+    try:
+        return list(map(str.encode, values))  # type: ignore[arg-type]
+    except TypeError:
+        return [id_text(value, f"An id in `{name}`").encode() for value in values]
+
+
+def id_row(values: Iterable[Id], name: str) -> np.ndarray:
+    """The ids of a list as an input of one row: object array of bytes, shape `(1, len(values))`."""
+    encoded = id_bytes(values, name)
+    row = np.empty((1, len(encoded)), object)
+    row[0] = encoded
+    return row
+
+
+def filter_row(wanted: Mapping[str, Sequence[Id]] | None, name: str) -> np.ndarray:
+    """`{"genres": ["Comedy"]}` in the form of a request: `genres=Comedy`, in one row.
+
+    Raises:
+        TypeError, ValueError: `wanted` is no dict of lists of values.
+    """
+    if not isinstance(wanted or {}, Mapping):
+        raise TypeError(
+            f"`{name}` is a dict of lists, such as {{'genres': ['Comedy']}}. Received: {reprlib.repr(wanted)}."
+        )
+    pairs = [
+        id_text(attribute, "An attribute").encode() + b"=" + value
+        for attribute, values in (wanted or {}).items()
+        for value in id_bytes(values, f"{name}[{attribute!r}]")
+    ]
+    return id_row([], name) if not pairs else np.array([pairs], object)
+
+
+def whole(value: Any, name: str) -> np.ndarray:
+    """A whole number as an input of one row: int32, shape `(1,)`.
+
+    Raises:
+        TypeError, ValueError: it is no whole number, or none of 32 bits.
+    """
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"`{name}` is a whole number. Received: {reprlib.repr(value)} ({type(value).__name__}).")
+    number = operator.index(value)
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"`{name}` is a number of 32 bits. Received: {number}.")
+    return np.array([number], np.int32)
+
+
+def text_array(values: Any) -> np.ndarray:
+    """Ids of any shape as an object array of bytes; bytes stay as they are, and `[[]]` has shape (1, 0).
+
+    Raises:
+        TypeError, ValueError: a value is no id.
+    """
+    array = np.array(values, object)
+    encode = np.frompyfunc(lambda v: v if isinstance(v, bytes) else id_text(v).encode(), 1, 1)
+    return encode(array) if array.size else array
