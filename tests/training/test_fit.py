@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -434,3 +435,30 @@ def test_resume_on_other_data_is_refused(uninterrupted, data, tmp_path):
     items[: data.offsets[1]] = items[: data.offsets[1]][::-1]
     with pytest.raises(DataMismatchError, match="is not what .* was trained on: its events, users or items differ"):
         train(data=dataclasses.replace(data, item_index=items, folder=None), out=uninterrupted, resume=True)
+
+
+def test_the_old_run_stays_until_the_new_one_has_an_epoch(data, small_config, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def __init__(self, epoch):
+            super().__init__()
+            self.epoch = epoch
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == self.epoch:
+                raise RuntimeError("the machine is gone")
+
+    config = dataclasses.replace(small_config, epochs=2)
+    out = tmp_path / "run"
+    train(config, data, out)
+    before = (out / "metrics.json").read_bytes()
+    with pytest.raises(RuntimeError):
+        train(config, data, out, overwrite=True, callbacks=[Stop(0)])
+    assert (out / "metrics.json").read_bytes() == before
+    assert Run.open(out).history["epoch"] == [1, 2]
+    with pytest.raises(RuntimeError):
+        train(config, data, out, overwrite=True, callbacks=[Stop(1)])
+    assert not (out / "metrics.json").exists()  # the new run, which has one epoch
+    resumed = train(None, data, out, resume=True)
+    assert resumed.history["epoch"] == [1, 2]
+    assert (out / "logs").is_dir()
+    assert os.listdir(tmp_path) == ["run"]

@@ -3,7 +3,7 @@
 history    int32 [1, max_length]   item indexes, oldest first; 0 (padding) may stand anywhere
 timestamps int64 [1, max_length], request_time int64 [1]   seconds, 0 = unknown; only of a model that reads times
 items      int32 [1, k]            item indexes of the recommendations, best first; 0 where no item is left
-scores     float32 [1, k]
+scores     float32 [1, k]          the lowest float32 where no item is left
 
 Only built-in ops, no Flex delegate. Strings need Flex, so ids stay outside: beside `NAME.tflite` lie `vocabulary.json` and
 `NAME.json`, which says how to call the file. Format 1; before tfrec 0.2 there was no `NAME.json`.
@@ -22,8 +22,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.data.splits import LeaveLastOut
+from tfrec.data.vocabulary import PAD_INDEX
 from tfrec.files import write_whole
-from tfrec.index.answers import Answers
+from tfrec.index.answers import Answers, to_seconds
 from tfrec.index.building import build_index
 from tfrec.training.run import Run
 from tfrec.version import __version__
@@ -146,7 +147,8 @@ def _compare(run: Run, path: Path, k: int, size_bytes: int) -> LiteReport:
     items, scores = answers.recommend(histories, k, timestamps=times, request_times=requests)
     interpreter = load(path)
     found = [run_edge(interpreter, *given) for given in zip(histories, times, requests, strict=True)]
-    differences = [np.abs(s - scores[i])[s > -np.inf].max(initial=0) for i, (_, s) in enumerate(found)]
+    # a row without enough items ends in padding, whose score is -inf here and the lowest float32 in LiteRT
+    differences = [np.abs(s - scores[i])[a != PAD_INDEX].max(initial=0) for i, (a, s) in enumerate(found)]
     same = [np.array_equal(a, items[i]) for i, (a, _) in enumerate(found)]
     return LiteReport(path, size_bytes, float(max(differences)), float(np.mean(same)), len(histories))
 
@@ -168,13 +170,14 @@ def run_edge(
     Args:
         interpreter: see `load`.
         history: int array, oldest first.
-        timestamps, request_time: for a model that reads times, in seconds; another model ignores them. Default: unknown.
+        timestamps, request_time: for a model that reads times, see `to_seconds`; another model ignores them. Default: unknown.
     Returns:
         `(items, scores)`: int32 and float32 arrays, shape `(k,)`.
     """
     runner = interpreter.get_signature_runner()
-    inputs = {"history": history, "timestamps": np.zeros(len(history)) if timestamps is None else timestamps}
-    given = {"request_time": np.array([request_time], np.int64)}
+    times = np.zeros(len(history), np.int64) if timestamps is None else np.asarray(timestamps, np.int64)
+    inputs = {"history": history, "timestamps": np.asarray(to_seconds(times))}
+    given = {"request_time": np.asarray(to_seconds(np.array([request_time], np.int64)))}
     details = runner.get_input_details()
     length = details["history"]["shape"][1]
     for name, values in inputs.items():

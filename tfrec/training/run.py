@@ -243,8 +243,9 @@ class Run:
             exclude: item ids that are not recommended, besides those of the history. Default: none.
             allow: dict, values by the name of an item property: only items that have one of them. Default: all items.
             deny: dict, values by the name of an item property: no item that has one of them. Default: none.
-            timestamps: for a model that reads times, the second of each event, in the shape of `history`. Default: unknown.
-            request_time: for such a model, the second of the request; or a list with one for each history. Default: unknown.
+            timestamps: for a model that reads times, the time of each event, in the shape of `history`: seconds, or
+                milliseconds and finer; see `to_seconds`. Default: unknown.
+            request_time: for such a model, the time of the request; or a list with one for each history. Default: unknown.
         Returns:
             `Recommendations`: arrays of shape `(k,)` for one history, `(histories, k)` for many.
         Raises:
