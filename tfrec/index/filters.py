@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tfrec.data.vocabulary import id_text
 
+DENSE_VALUES = 8
+"""Up to so many values of an item, a table with a column for each is quicker than values one after the other."""
 NO_VALUE = 0
 """The code of no value, and of a value that no item has."""
 
@@ -65,15 +67,10 @@ class ItemFilter(tf.Module):
         number = {value: code for code, value in enumerate(known, NO_VALUE + 1)}
         self.names = list(attributes)
         self._num_codes = NO_VALUE + 1 + len(known)
-        self._codes_of, self._ends = (
-            [],
-            [],
-        )  # for each attribute: the codes of all items one after the other, and their ends
-        for name, rows in values.items():
-            codes = [number[f"{name}={v}"] for row in rows for v in dict.fromkeys(row)]
-            ends = np.cumsum([len(set(row)) for row in rows], dtype=np.int32)
-            self._codes_of.append(tf.Variable(codes, dtype=tf.int32, trainable=False, name=name))
-            self._ends.append(tf.Variable(np.insert(ends, 0, 0), trainable=False, name=f"{name}_ends"))
+        self._values = [
+            _Values([[number[f"{name}={v}"] for v in dict.fromkeys(row)] for row in rows], name)
+            for name, rows in values.items()
+        ]
         codes = tf.range(self._num_codes, dtype=tf.int32)
         self._codes = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(tf.constant(["", *known]), codes), NO_VALUE
@@ -93,11 +90,12 @@ class ItemFilter(tf.Module):
         allowed, denied = self._table(allow), self._table(deny)
         is_named = tf.zeros_like(allow, tf.bool)  # whether an attribute of ours is meant
         lets_through = tf.ones((), tf.bool)
-        for name, codes_of, ends in zip(self.names, self._codes_of, self._ends, strict=True):
+        first = tf.range(number) * self._num_codes
+        for name, values in zip(self.names, self._values, strict=True):
             is_mine = tf.strings.regex_full_match(allow, f"{re.escape(name)}=(?s:.*)")
             is_named = tf.logical_or(is_named, is_mine)
             is_open = ~tf.reduce_any(is_mine, axis=1, keepdims=True)
-            has_allowed, has_denied = self._has_one_of((allowed, denied), items, codes_of.value(), ends.value())
+            has_allowed, has_denied = values.have_one_of((allowed, denied), items, first)
             lets_through &= tf.logical_and(tf.logical_or(is_open, has_allowed), ~has_denied)
         is_sound = tf.reduce_all(tf.logical_or(is_named, tf.equal(allow, "")), axis=1, keepdims=True)
         return tf.logical_and(lets_through, is_sound)
@@ -111,16 +109,45 @@ class ItemFilter(tf.Module):
         named = tf.math.unsorted_segment_max(tf.reshape(is_known, (-1,)), tf.reshape(first + codes, (-1,)), size)
         return tf.maximum(named, 0)
 
-    def _has_one_of(self, tables, items, codes_of, ends):
-        """For each table of `_table`, whether each item, `(R, C)`, has one of its codes: bool `(R, C)`."""
-        flat = tf.reshape(items, (-1,))
+
+class _Values(tf.Module):
+    """The codes that each item has of one attribute.
+
+    Args:
+        codes: a list of codes for each item.
+        name: str, the attribute.
+    """
+
+    def __init__(self, codes: Sequence[Sequence[int]], name: str) -> None:
+        super().__init__(name="values")
+        lengths = np.array([len(own) for own in codes])
+        self._is_dense = bool(lengths.max() <= DENSE_VALUES)
+        if self._is_dense:
+            table = np.full((len(codes), lengths.max()), NO_VALUE, np.int32)
+            for row, own in zip(table, codes, strict=True):
+                row[: len(own)] = own
+            self._table = tf.Variable(table, trainable=False, name=name)
+        else:
+            flat = [code for own in codes for code in own]
+            self._flat = tf.Variable(flat, dtype=tf.int32, trainable=False, name=name)
+            ends = np.insert(np.cumsum(lengths), 0, 0).astype(np.int32)
+            self._ends = tf.Variable(ends, trainable=False, name=f"{name}_ends")
+
+    def have_one_of(self, tables, items, first):
+        """For each table of `ItemFilter._table`, whether each item, `(R, C)`, has one of its codes: bool `(R, C)`.
+
+        `first`, `(R,)`, is where the codes of a request begin in a table.
+        """
+        if self._is_dense:
+            codes = tf.gather(self._table.value(), items) + first[:, tf.newaxis, tf.newaxis]  # R C W
+            return [tf.reduce_max(tf.gather(table, codes), axis=2) > 0 for table in tables]
+        flat, ends = tf.reshape(items, (-1,)), self._ends.value()
         own = tf.ragged.range(tf.gather(ends, flat), tf.gather(ends, flat + 1))  # R * C, places of the item's codes
-        first = tf.repeat(tf.range(tf.shape(items)[0]) * self._num_codes, tf.shape(items)[1])
-        codes = tf.gather(codes_of, own.values) + tf.gather(first, own.value_rowids())
-        for table in tables:
-            number = tf.concat([[0], tf.cumsum(tf.gather(table, codes))], axis=0)  # of codes that are named, so far
-            has_some = tf.gather(number, own.row_splits[1:]) > tf.gather(number, own.row_splits[:-1])
-            yield tf.reshape(has_some, tf.shape(items))
+        row = tf.repeat(first, tf.shape(items)[1])
+        codes = tf.gather(self._flat.value(), own.values) + tf.gather(row, own.value_rowids())
+        number = [tf.concat([[0], tf.cumsum(tf.gather(table, codes))], axis=0) for table in tables]  # named, so far
+        found = [tf.gather(n, own.row_splits[1:]) > tf.gather(n, own.row_splits[:-1]) for n in number]
+        return [tf.reshape(has_some, tf.shape(items)) for has_some in found]
 
 
 def build_filter(names: Sequence[str], items: Mapping[str, Sequence[Any]]) -> ItemFilter | None:
