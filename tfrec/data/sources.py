@@ -107,7 +107,7 @@ def find_sources(path: str | os.PathLike, format: str | None) -> list[Source]:
     for file in sorted((f for f in files if f.size), key=lambda f: f.path):
         name = text if is_single else scheme + file.path
         partitions = {} if is_single else _partitions(file.path[len(root) :])
-        sources.append(Source(name, format or _format(name), file.path, filesystem, partitions))
+        sources.append(Source(name, format or _format(file.path, name), file.path, filesystem, partitions))
     return sources
 
 
@@ -116,6 +116,8 @@ def _filesystem(text: str) -> tuple[pa.fs.FileSystem, str]:
     if "://" not in text:
         return pa.fs.LocalFileSystem(), text
     try:
+        if text.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in text:  # it tries for 15 minutes
+            text += ("&" if "?" in text else "?") + "retry_limit_seconds=20"
         return pa.fs.FileSystem.from_uri(text)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(
@@ -148,9 +150,9 @@ def _partitions(below: str) -> dict[str, str | None]:
     return {key: None if value == NO_PARTITION else unquote(value) for key, _, value in pairs}
 
 
-def _format(name: str) -> str:
+def _format(place: str, name: str) -> str:
     """The format of a file by its ending, before the ending of its compression."""
-    path = PurePosixPath(name.lower())
+    path = PurePosixPath(place.lower())
     if path.suffix in COMPRESSED:
         path = path.with_suffix("")
     if path.suffix not in FORMATS:
