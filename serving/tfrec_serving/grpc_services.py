@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from google.protobuf import any_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from tensorflow import make_ndarray, make_tensor_proto
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
@@ -162,9 +162,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """`GetModelStatus` and `HandleReloadConfigRequest`."""
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, models: Models, allow_reload: bool) -> None:
+        self.models, self.allow_reload = models, allow_reload
 
+    @_of_watchers
     def GetModelStatus(self, request, context):  # noqa: N802
         with _answering(context):
             spec = request.model_spec
@@ -177,17 +178,42 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         answer = model_management_pb2.ReloadConfigResponse()
         answer.status.SetInParent()
         with _answering(context):
+            if not self.allow_reload:
+                raise RequestError(
+                    "PERMISSION_DENIED",
+                    "This server does not take configs from requests: it listens beyond this machine. Start it with "
+                    "--allow_reload_config.",
+                )
             self.models.reload(request.config)
         return answer
+
+
+_WATCHERS = ThreadPoolExecutor(4, thread_name_prefix="health")
+"""Answers who asks for health and reflection: threads that are all busy with requests do not make a server look dead."""
+
+
+def _of_watchers(method):
+    """Has a method of a servicer answered by `_WATCHERS`."""
+    method.experimental_thread_pool = _WATCHERS  # gRPC's own name
+    return method
+
+
+class Reflection(reflection.ReflectionServicer):
+    """`grpc.reflection.v1alpha`."""
+
+    @_of_watchers
+    def ServerReflectionInfo(self, request_iterator, context):  # noqa: N802
+        return super().ServerReflectionInfo(request_iterator, context)
 
 
 class Health(health.HealthServicer):
     """`grpc.health.v1`: SERVING while every model has a version that answers."""
 
     def __init__(self, models: Models) -> None:
-        super().__init__()
+        super().__init__(experimental_thread_pool=_WATCHERS)
         self.models = models
 
+    @_of_watchers
     def Check(self, request, context):  # noqa: N802
         states = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
@@ -197,33 +223,47 @@ class Health(health.HealthServicer):
 
 def start(
     predictor: Predictor,
-    address: str,
+    addresses: Sequence[str],
     *,
     ssl_config: Any = None,
     num_threads: int = 8,
     max_concurrent_requests: int = 256,
+    allow_reload: bool = True,
+    channel_arguments: Sequence[tuple[str, Any]] = (),
     max_message_bytes: int = MAX_MESSAGE_BYTES,
-) -> tuple[grpc.Server, int]:
-    """A running gRPC server and its port.
+) -> tuple[grpc.Server, list[int]]:
+    """A running gRPC server and the port of each address.
 
     Args:
+        addresses: `host:port` or `unix:path`.
         ssl_config: None, or what `config.read_ssl` gives.
         max_concurrent_requests: further ones are refused with RESOURCE_EXHAUSTED.
+        allow_reload: whether a request may change which models are served.
+        channel_arguments: further options of gRPC.
     Raises:
-        RuntimeError: the port is taken.
+        OSError: the port is taken.
     """
-    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
+    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0), *channel_arguments]
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grpc")
     server = grpc.server(pool, options=options, maximum_concurrent_rpcs=max_concurrent_requests)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(predictor), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(predictor.models), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(predictor.models, allow_reload), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(predictor.models), server)
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    if ssl_config is None:
-        port = server.add_insecure_port(address)
-    else:
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names), server)
+    credentials = None
+    if ssl_config is not None:
         pair = (ssl_config.server_key.encode(), ssl_config.server_cert.encode())
         ca = ssl_config.custom_ca.encode() or None
-        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair], ca, ssl_config.client_verify))
+        credentials = grpc.ssl_server_credentials([pair], ca, ssl_config.client_verify)
+    ports = []
+    for address in addresses:
+        try:
+            is_open = credentials is None or address.startswith("unix:")
+            ports.append(server.add_insecure_port(address) if is_open else server.add_secure_port(address, credentials))
+        except RuntimeError:
+            raise OSError(
+                f"gRPC cannot listen at {address}: the port is taken, or the address is not one of this machine."
+            ) from None
     server.start()
-    return server, port
+    return server, ports

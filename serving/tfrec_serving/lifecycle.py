@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,19 +58,50 @@ def _changed(folder: Path) -> float:
     return max((path.stat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
 
 
-def wanted_versions(base_path: Path, policy: Any) -> set[int]:
+def version_folders(base_path: Path) -> dict[int, Path]:
+    """The version folders by number: `0001` is version 1. Of two folders of one version, the shorter name counts.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found: dict[int, Path] = {}
+    for folder in sorted(base_path.iterdir(), key=lambda path: len(path.name)):
+        if re.fullmatch("[0-9]+", folder.name) and folder.is_dir():
+            if int(folder.name) in found:
+                log.warning("Ignored `%s`: `%s` is the same version", folder, found[int(folder.name)].name)
+            found.setdefault(int(folder.name), folder)
+    return found
+
+
+def wanted_versions(base_path: Path, policy: Any) -> dict[int, Path]:
     """The version folders that a `ServableVersionPolicy` asks for; the newest one by default.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    there = sorted(int(p.name) for p in base_path.iterdir() if p.name.isdigit() and p.is_dir())
+    folders = version_folders(base_path)
     kind = policy.WhichOneof("policy_choice")
+    wanted = set(sorted(folders)[-(policy.latest.num_versions or 1) :])
     if kind == "all":
-        return set(there)
-    if kind == "specific":
-        return set(policy.specific.versions) & set(there)
-    return set(there[-(policy.latest.num_versions or 1) :])
+        wanted = set(folders)
+    elif kind == "specific":
+        wanted = set(policy.specific.versions)
+    return {number: folder for number, folder in folders.items() if number in wanted}
+
+
+def repeat(seconds: float, do: Callable[[], Any], stopped: threading.Event, name: str) -> threading.Thread:
+    """A thread that calls `do` again and again, until `stopped`; an error is logged, and the next call may do better."""
+
+    def run() -> None:
+        while not stopped.wait(seconds):
+            try:
+                do()
+            except Exception as error:
+                log.error("Could not %s: %s", name, error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 class Models:
@@ -79,31 +112,37 @@ class Models:
 
     Args:
         config: `ModelServerConfig`, the models.
-        poll_seconds: float, seconds between two looks at the folders; 0 looks only when `poll` is called. Default: 1.
+        poll_seconds: float, seconds between two looks at the folders; 0 or less looks only when `poll` is called. Default: 1.
+        allow_labels_without_version: bool, whether a label may name a version that is not available yet. Default: False.
+    Raises:
+        RequestError: see `reload`.
     """
 
-    def __init__(self, config: model_server_config_pb2.ModelServerConfig, poll_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: model_server_config_pb2.ModelServerConfig,
+        poll_seconds: float = 1.0,
+        allow_labels_without_version: bool = False,
+    ) -> None:
         self.metrics = Metrics()
+        self._allow_labels_without_version = allow_labels_without_version
         self._models: dict[str, Model] = {}
         self._changing = threading.Lock()
         self._stopped = threading.Event()
+        self._watchers: list[threading.Thread] = []
         self.reload(config)
-        self._watcher = threading.Thread(target=self._watch, args=(poll_seconds,), name="watcher", daemon=True)
-        if poll_seconds:
-            self._watcher.start()
+        if poll_seconds > 0:
+            self.every(poll_seconds, self.poll, "look at the folders")
+
+    def every(self, seconds: float, do: Callable[[], Any], name: str) -> None:
+        """Call `do` again and again until `stop`; `name` says in the log what could not be done."""
+        self._watchers.append(repeat(seconds, do, self._stopped, name))
 
     def stop(self) -> None:
         """Stop watching."""
         self._stopped.set()
-        if self._watcher.is_alive():
-            self._watcher.join()
-
-    def _watch(self, seconds: float) -> None:
-        while not self._stopped.wait(seconds):
-            try:
-                self.poll()
-            except Exception:  # such as a folder that vanished while it was read; the next look may do better
-                log.exception("Could not look at the folders")
+        for watcher in self._watchers:
+            watcher.join()
 
     def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
         """Follow another config: unload the models that it lacks, load new ones.
@@ -127,12 +166,12 @@ class Models:
             there = {name: self._wanted(model) for name, model in models.items()}
             for name, model in models.items():
                 self._load(model, there[name])
-            for name, one in wanted.items():
-                for version in one.version_labels.values():
+            for name, one in wanted.items() if not self._allow_labels_without_version else ():
+                for label, version in one.version_labels.items():
                     if version not in models[name].available:
                         raise RequestError(
                             "FAILED_PRECONDITION",
-                            f"Request to assign label to version {version} of model {name}, which is not currently "
+                            f"Request to assign label {label} to version {version} of model {name}, which is not currently "
                             "available for inference",
                         )
             self._models = models
@@ -147,7 +186,7 @@ class Models:
                 self._load(model, wanted)
                 self._let_go(model, wanted)
 
-    def _wanted(self, model: Model) -> set[int] | None:
+    def _wanted(self, model: Model) -> dict[int, Path] | None:
         """The wanted versions that lie in the folder; None where it cannot be read."""
         try:
             return wanted_versions(Path(model.config.base_path), model.config.model_version_policy)
@@ -155,10 +194,9 @@ class Models:
             log.error("Could not read the folder of %s: %s", model.config.name, error)
             return None
 
-    def _load(self, model: Model, wanted: set[int] | None) -> None:
+    def _load(self, model: Model, wanted: Mapping[int, Path] | None) -> None:
         """Load the wanted versions that are not loaded yet, the oldest first."""
-        for number in sorted(wanted or ()):
-            folder = Path(model.config.base_path, str(number))
+        for number, folder in sorted((wanted or {}).items()):
             known = model.versions.get(number)
             has_failed = known is not None and known.error and known.seen == _changed(folder)
             if known is not None and (known.servable is not None or has_failed):
@@ -176,9 +214,9 @@ class Models:
                 self.metrics.count(LOADS, model_path=str(folder), status="success")
                 log.info("Serving version %d of %s", number, model.config.name, extra=about)
 
-    def _let_go(self, model: Model, wanted: set[int] | None) -> None:
+    def _let_go(self, model: Model, wanted: Mapping[int, Path] | None) -> None:
         """Unload the versions that are no longer wanted, once a wanted one can answer."""
-        if wanted is None or (wanted and not wanted & set(model.available)):
+        if wanted is None or (wanted and not set(wanted) & set(model.available)):
             return
         for number, version in model.versions.items():
             if number not in wanted and version.servable is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
+import ipaddress
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from tfrec_serving.flags import make_parser, parse
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -35,42 +39,58 @@ class Server:
 
     Args:
         model_base_path: path of the folder with the version folders; None with `model_config_file`.
-        port: int, port of gRPC; 0 takes a free one.
+        port: int, port of gRPC; 0 takes a free one, None leaves TCP out.
         rest_api_port: int, port of REST; None leaves REST out, 0 takes a free port.
         model_name: str, name of the model in requests.
         host: str, address to listen on.
         model_config_file: path of a `ModelServerConfig` in text format, for several models, version policies and labels.
-        file_system_poll_wait_seconds: float, seconds between two looks for new versions; 0 never looks.
+        model_config_file_poll_wait_seconds: float, seconds between two looks at that file; 0 never looks again.
+        allow_version_labels_for_unavailable_models: bool, whether a label may name a version that is not there yet.
+        file_system_poll_wait_seconds: float, seconds between two looks for new versions; 0 or less never looks again.
         batching_parameters_file: path that turns batching on; "" takes the default parameters.
         monitoring_config_file: path that turns on the metrics of Prometheus, over REST.
         ssl_config_file: path of key, certificate and CA for gRPC.
+        grpc_socket_path: path of a Unix socket on which gRPC listens too; "" for none.
         grpc_max_threads: int, requests that are answered at a time.
+        grpc_channel_arguments: pairs of name and value, further options of gRPC.
         max_concurrent_requests: int, limit of gRPC requests and of REST requests; further ones get RESOURCE_EXHAUSTED.
+        allow_reload_config: bool, whether a request may change which models are served, where `host` is not loopback.
+        rest_api_timeout_in_ms: int, milliseconds that a REST call may take; 0: any.
+        rest_api_enable_cors_support: bool, whether pages of other origins may call REST.
     Raises:
-        ValueError: a file cannot be read, or a model has no version that can be loaded.
+        ValueError: a file cannot be read, a model has no version that can be loaded, or a label names a missing version.
+        OSError: a port is taken. Nothing is left running.
     """
 
     def __init__(
         self,
         model_base_path: str | os.PathLike | None = None,
-        port: int = 8500,
+        port: int | None = 8500,
         rest_api_port: int | None = None,
         model_name: str = "default",
         host: str = "127.0.0.1",
         *,
         model_config_file: str | os.PathLike | None = None,
+        model_config_file_poll_wait_seconds: float = 0.0,
+        allow_version_labels_for_unavailable_models: bool = False,
         file_system_poll_wait_seconds: float = 1.0,
         batching_parameters_file: str | os.PathLike | None = None,
         monitoring_config_file: str | os.PathLike | None = None,
         ssl_config_file: str | os.PathLike | None = None,
+        grpc_socket_path: str = "",
         grpc_max_threads: int = 8,
+        grpc_channel_arguments: Sequence[tuple[str, Any]] = (),
         max_concurrent_requests: int = 256,
+        allow_reload_config: bool = False,
+        rest_api_timeout_in_ms: int = 30_000,
+        rest_api_enable_cors_support: bool = False,
     ) -> None:
         from tfrec_serving import config, grpc_services
         from tfrec_serving.batching import Batcher, BatchingParameters
         from tfrec_serving.lifecycle import Models
         from tfrec_serving.predictor import Predictor
         from tfrec_serving.rest import RestServer
+        from tfrec_serving.servable import RequestError
 
         if (model_base_path is None) == (model_config_file is None):
             raise ValueError("Pass either a model base path or a model config file.")
@@ -85,33 +105,54 @@ class Server:
         if batching_parameters_file is not None:
             given = str(batching_parameters_file) and config.read_batching(batching_parameters_file)
             batching = BatchingParameters.from_proto(given) if given else BatchingParameters()
-
-        self.models = Models(models_config, file_system_poll_wait_seconds)
-        if problem := self.models.problem:
-            self.models.stop()
-            raise ValueError(problem)
-        self._batcher = None if batching is None else Batcher(batching, self.models.metrics)
-        predictor = Predictor(self.models, self._batcher)
-        self._grpc, self.port = grpc_services.start(
-            predictor,
-            f"{host}:{port}",
-            ssl_config=ssl_config,
-            num_threads=grpc_max_threads,
-            max_concurrent_requests=max_concurrent_requests,
-        )
-        self._rest, self.rest_api_port = None, None
-        if rest_api_port is not None:
-            self._rest = RestServer(predictor, metrics_path, max_concurrent_requests)
-            self.rest_api_port = self._rest.start(host, rest_api_port)
+        self.port, self.rest_api_port = None, None
+        with contextlib.ExitStack() as running:  # what was started is stopped where a later step fails
+            try:
+                self.models = Models(
+                    models_config, file_system_poll_wait_seconds, allow_version_labels_for_unavailable_models
+                )
+            except RequestError as error:
+                raise ValueError(
+                    f"{error}. Mend the label, or pass --allow_version_labels_for_unavailable_models."
+                ) from None
+            running.callback(self.models.stop)
+            if problem := self.models.problem:
+                raise ValueError(problem)
+            batcher = None if batching is None else Batcher(batching, self.models.metrics)
+            if batcher is not None:
+                running.callback(batcher.stop)
+            predictor = Predictor(self.models, batcher)
+            if rest_api_port is not None:
+                rest = RestServer(
+                    predictor,
+                    metrics_path,
+                    max_concurrent_requests,
+                    timeout_seconds=rest_api_timeout_in_ms / 1000,
+                    has_cors=rest_api_enable_cors_support,
+                )
+                running.callback(rest.stop)
+                self.rest_api_port = rest.start(host, rest_api_port)
+            addresses = [] if port is None else [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+            addresses += [f"unix:{grpc_socket_path}"] if grpc_socket_path else []
+            grpc_server, ports = grpc_services.start(
+                predictor,
+                addresses,
+                ssl_config=ssl_config,
+                num_threads=grpc_max_threads,
+                max_concurrent_requests=max_concurrent_requests,
+                allow_reload=allow_reload_config or is_loopback(host),
+                channel_arguments=grpc_channel_arguments,
+            )
+            running.callback(lambda: grpc_server.stop(grace=5).wait())
+            self.port = None if port is None else ports[0]
+            if model_config_file is not None and model_config_file_poll_wait_seconds > 0:
+                follow = ConfigFile(model_config_file, self.models)
+                self.models.every(model_config_file_poll_wait_seconds, follow, f"follow `{model_config_file}`")
+            self._running = running.pop_all()
 
     def stop(self) -> None:
         """Let running requests finish, then stop."""
-        if self._rest is not None:
-            self._rest.stop()
-        self._grpc.stop(grace=5).wait()
-        if self._batcher is not None:
-            self._batcher.stop()
-        self.models.stop()
+        self._running.close()
 
     def __enter__(self) -> Server:
         return self
@@ -120,9 +161,38 @@ class Server:
         self.stop()
 
 
+class ConfigFile:
+    """Follows a model config file: each call has the models follow it, where it has changed since the last one."""
+
+    def __init__(self, path: str | os.PathLike, models: Any) -> None:
+        self.path, self.models = Path(path), models
+        self._content = self.path.read_bytes()
+
+    def __call__(self) -> None:
+        from tfrec_serving import config
+
+        content = self.path.read_bytes()
+        if content != self._content:
+            self._content = content  # what is wrong is said once
+            self.models.reload(config.read_models(self.path))
+            log.info("Followed the change of `%s`", self.path)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.2", "::1", "0.0.0.0", "example.org")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def serve(
     model_base_path: str | os.PathLike | None = None,
-    port: int = 8500,
+    port: int | None = 8500,
     host: str = "127.0.0.1",
     *,
     tensorflow_intra_op_parallelism: int = 1,
@@ -150,47 +220,18 @@ def serve(
         rest = "" if server.rest_api_port is None else f", REST at {host}:{server.rest_api_port}"
         names = ", ".join(f"`{name}`" for name in server.models.names)
         source = options.get("model_config_file") or model_base_path
-        print(f"Serving {names} from {source}: gRPC at {host}:{server.port}{rest}. Ctrl-C stops.", flush=True)
+        where = f"{host}:{server.port}" if server.port else options["grpc_socket_path"]
+        print(f"Serving {names} from {source}: gRPC at {where}{rest}. Ctrl-C stops.", flush=True)
         stopped.wait()
 
 
-def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
-    return text.lower() in ("true", "1")
-
-
 def main() -> None:
-    """Run `tfrec-model-server`, with flags of `tensorflow_model_server`."""
-    parser = argparse.ArgumentParser("tfrec-model-server", description=__doc__)
-    add = parser.add_argument
-    add("--port", type=int, default=8500, help="port of gRPC")
-    add("--rest_api_port", type=int, default=None, help="port of REST; left out by default")
-    add("--model_name", default="default", help="name of the model in requests")
-    add("--model_base_path", default=None, help="folder with the version folders")
-    add("--model_config_file", default=None, help="ModelServerConfig in text format, instead of name and path")
-    add(
-        "--file_system_poll_wait_seconds",
-        type=float,
-        default=1.0,
-        help="seconds between looks for new versions; 0: never",
-    )
-    add("--enable_batching", type=_flag, nargs="?", const=True, default=False, help="answer requests together")
-    add("--batching_parameters_file", default="", help="BatchingParameters in text format; with --enable_batching")
-    add("--monitoring_config_file", default=None, help="MonitoringConfig in text format")
-    add("--ssl_config_file", default=None, help="SSLConfig in text format, for gRPC")
-    add("--grpc_max_threads", type=int, default=8, help="requests that are answered at a time")
-    add("--tensorflow_intra_op_parallelism", type=int, default=1, help="threads that share one op")
-    add("--tensorflow_inter_op_parallelism", type=int, default=0, help="ops that run at a time; 0: cores less one")
-    add("--max_concurrent_requests", type=int, default=256, help="limit, beyond which requests are refused (ours)")
-    add("--log_format", choices=("text", "json"), default="text", help="format of the log on standard error (ours)")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (ours)")
-    given = vars(parser.parse_args())
-    if (given["model_base_path"] is None) == (given["model_config_file"] is None):
-        parser.error("pass either --model_base_path or --model_config_file")
-    if not given.pop("enable_batching"):
-        given["batching_parameters_file"] = None
+    """Run `tfrec-model-server`, with the flags of `tensorflow_model_server`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    given = parse(make_parser(__doc__))
+    if given.pop("version"):
+        print(f"tfrec-model-server {__version__}")
+        return
     if given.pop("log_format") == "json":
         logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     try:
