@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from tfrec_serving.metrics import BATCH_SIZE, Metrics
-from tfrec_serving.servable import RequestError, Servable
+from tfrec_serving.servable import NO_ITEM, RequestError, Servable
+
+LIKE_WIDTH = 16
+"""Inputs up to this width, and a `k` up to this, cost too little to keep them apart."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,11 @@ class BatchingParameters:
     Attributes:
         max_batch_size: rows of a batch at most; a larger request is answered on its own.
         batch_timeout_micros: how long the first request of a batch waits for others.
-        max_enqueued_batches: batches that wait before requests are refused with RESOURCE_EXHAUSTED.
+        max_enqueued_batches: full batches that wait, in rows, before requests are refused with RESOURCE_EXHAUSTED.
         num_batch_threads: batches that are answered at a time.
         allowed_batch_sizes: a batch is filled up to the next of these, so that few shapes reach the model.
-        pad_variable_length_inputs: put requests of different widths together, filled with "" or 0; else only equal ones.
+        pad_variable_length_inputs: put requests of like widths together, filled with "" or 0; else only equal ones. Up to 16, up to
+            32 and so on are like widths; so it is with the largest `k`, and each answer is as wide as its own.
     """
 
     max_batch_size: int = 1000
@@ -67,6 +71,13 @@ class _Task:
     rows: int
     answer: Future = field(default_factory=Future)
 
+    @property
+    def k(self) -> int | None:
+        """The width of the answer; None where the request does not say it."""
+        return (
+            max(0, int(self.inputs["k"].max())) if "k" in self.inputs and self.inputs["k"].dtype.kind == "i" else None
+        )
+
 
 @dataclass
 class _Batch:
@@ -92,6 +103,7 @@ class Batcher:
         self.parameters, self.metrics = parameters, metrics
         self._open: dict[tuple, _Batch] = {}
         self._full: list[tuple[str, _Batch]] = []
+        self._rows = 0  # that wait
         self._waiting = threading.Condition()
         self._is_stopped = False
         self._threads = [
@@ -131,18 +143,21 @@ class Batcher:
 
     def _enqueue(self, signature_name: str, task: _Task) -> None:
         is_padded = self.parameters.pad_variable_length_inputs
-        widths = () if is_padded else tuple(sorted((name, v.shape[1:]) for name, v in task.inputs.items()))
-        key = (id(task.servable), signature_name, widths)
+        step = _step if is_padded else int
+        widths = tuple(sorted((name, *map(step, value.shape[1:])) for name, value in task.inputs.items()))
+        key = (id(task.servable), signature_name, widths, _step(task.k or 0))
         with self._waiting:
+            # in rows, not batches: requests of many widths make many small batches
+            if self._rows + task.rows > self.parameters.max_enqueued_batches * self.parameters.max_batch_size:
+                raise RequestError(
+                    "RESOURCE_EXHAUSTED", "The batch scheduling queue to which this task was submitted is full"
+                )
+            self._rows += task.rows
             batch = self._open.get(key)
             if batch is not None and batch.rows + task.rows > self.parameters.max_batch_size:
                 self._full.append((signature_name, self._open.pop(key)))
                 batch = None
             if batch is None:
-                if len(self._open) + len(self._full) >= self.parameters.max_enqueued_batches:
-                    raise RequestError(
-                        "RESOURCE_EXHAUSTED", "The batch scheduling queue to which this task was submitted is full"
-                    )
                 batch = self._open[key] = _Batch(time.monotonic() + self.parameters.batch_timeout_micros / 1e6)
             batch.tasks.append(task)
             if batch.rows == self.parameters.max_batch_size:
@@ -153,12 +168,14 @@ class Batcher:
         """The next batch to answer: a full one, or the one whose time is over; None when stopped."""
         with self._waiting:
             while True:
-                if self._full:
-                    return self._full.pop(0)
                 now = time.monotonic()
                 key, batch = min(self._open.items(), key=lambda kv: kv[1].deadline, default=((), None))
-                if batch is not None and (batch.deadline <= now or self._is_stopped):
-                    return key[1], self._open.pop(key)
+                if not self._full and batch is not None and (batch.deadline <= now or self._is_stopped):
+                    self._full.append((key[1], self._open.pop(key)))
+                if self._full:
+                    signature_name, batch = self._full.pop(0)
+                    self._rows -= batch.rows
+                    return signature_name, batch
                 if self._is_stopped:
                     return None
                 self._waiting.wait(None if batch is None else batch.deadline - now)
@@ -184,8 +201,16 @@ class Batcher:
         outputs = servable.run(signature_name, inputs)
         start = 0
         for task in batch.tasks:
-            task.answer.set_result({name: value[start : start + task.rows] for name, value in outputs.items()})
+            answer = {name: value[start : start + task.rows] for name, value in outputs.items()}
+            if task.k is not None:  # no wider than alone
+                answer = {name: value[:, : task.k] if name in NO_ITEM else value for name, value in answer.items()}
+            task.answer.set_result(answer)
             start += task.rows
+
+
+def _step(width: int) -> int:
+    """Requests are put together up to the same width: a power of two, so that none is filled up to more than twice its own."""
+    return max(LIKE_WIDTH, 1 << (width - 1).bit_length()) if width > 0 else LIKE_WIDTH
 
 
 def _stack(parts: list[np.ndarray], size: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import logging
 from typing import Any
 
@@ -40,6 +42,14 @@ WITHOUT_EFFECT = {
 """Flags that change nothing here, and why."""
 
 
+def _version() -> str:
+    """The version of the distribution that the server came with."""
+    for name in ("tfrec-towers", "tfrec-serving-client"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "of a source tree"
+
+
 def flag(text: str) -> bool:
     """The value of a boolean flag."""
     if text.lower() not in ("true", "false", "1", "0"):
@@ -60,8 +70,17 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--model_name", default="default", help="name of the model in requests")
     add("--model_base_path", default=None, help="folder with the version folders")
     add("--model_config_file", default=None, help="ModelServerConfig in text format, instead of name and path")
-    add("--model_config_file_poll_wait_seconds", type=float, default=0.0, help="seconds between looks at that file; 0: never again")
-    add("--allow_version_labels_for_unavailable_models", **is_on, help="a label may name a version that is not there yet")
+    add(
+        "--model_config_file_poll_wait_seconds",
+        type=float,
+        default=0.0,
+        help="seconds between looks at that file; 0: never again",
+    )
+    add(
+        "--allow_version_labels_for_unavailable_models",
+        **is_on,
+        help="a label may name a version that is not there yet",
+    )
     add(
         "--file_system_poll_wait_seconds",
         type=float,
@@ -77,7 +96,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--tensorflow_intra_op_parallelism", type=int, default=1, help="threads that share one op")
     add("--tensorflow_inter_op_parallelism", type=int, default=0, help="ops that run at a time; 0: cores less one")
     add("--use_alts_credentials", **is_on, help="refused: use --ssl_config_file")
-    add("--version", action="store_true", help="print the version and stop")
+    add("--version", action="version", version=f"tfrec-model-server {_version()}")
     add("--max_concurrent_requests", type=int, default=256, help="limit, beyond which requests are refused (ours)")
     add("--allow_reload_config", **is_on, help="take HandleReloadConfigRequest on other addresses than loopback (ours)")
     add("--log_format", choices=("text", "json"), default="text", help="format of the log on standard error (ours)")
@@ -94,7 +113,9 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
         if given.pop(name) is not None:
             log.warning("--%s has no effect: %s.", name, reason)
     if given.pop("use_alts_credentials"):
-        parser.error("--use_alts_credentials is not supported, and without it calls would not be encrypted: use --ssl_config_file")
+        parser.error(
+            "--use_alts_credentials is not supported, and without it calls would not be encrypted: use --ssl_config_file"
+        )
     if given["model_base_path"] is None and given["model_config_file"] is None:
         parser.error("pass --model_base_path or --model_config_file")
     if given["model_config_file"] is not None and given["model_base_path"] is not None:

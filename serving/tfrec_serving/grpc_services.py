@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,9 +28,10 @@ from tensorflow_serving.apis import (
 from tfrec_serving.lifecycle import Models
 from tfrec_serving.messages import DTYPES, STRING, VALUES
 from tfrec_serving.predictor import Predictor
-from tfrec_serving.servable import RequestError, Servable
+from tfrec_serving.servable import MAX_MESSAGE_BYTES, RequestError, Servable, refusing
 
-MAX_MESSAGE_BYTES = 64 << 20
+MAX_LEFT_OUT = 1 << 20
+"""Values of a tensor that its shape counts and its message leaves out, at most."""
 LONGEST_WAIT_SECONDS = 86_400.0
 """A call without a deadline has one in the far future."""
 SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
@@ -62,8 +62,12 @@ def read_tensor(tensor: tensor_pb2.TensorProto) -> np.ndarray:
     if tensor.tensor_shape.unknown_rank or min(shape, default=0) < 0:
         raise ValueError("its shape is not fully known")
     number = math.prod(shape)
-    if 8 * number > MAX_MESSAGE_BYTES:  # a shape alone takes no place in a message, yet its values do in memory
-        raise ValueError(f"{number:,} values are more than are taken")
+    # the last value stands for all that are left out: they take no place in the message, yet they do in memory
+    left_out = 0 if tensor.tensor_content else number - len(getattr(tensor, VALUES.get(tensor.dtype, "int_val")))
+    if left_out > 0:
+        size = 8 + (len(tensor.string_val[-1]) if tensor.string_val else 0)
+        if left_out > MAX_LEFT_OUT or left_out * size > MAX_MESSAGE_BYTES:
+            raise ValueError(f"{left_out:,} values of {size} bytes are left out of the message, more than are taken")
     if tensor.dtype != STRING or tensor.tensor_content or len(tensor.string_val) != number:
         return make_ndarray(tensor)
     values = np.empty(number, object)
@@ -104,11 +108,22 @@ def metadata(servable: Servable) -> get_model_metadata_pb2.GetModelMetadataRespo
 
 @contextlib.contextmanager
 def _answering(context: grpc.ServicerContext) -> Iterator[None]:
-    """A refused request ends with its status code and message."""
+    """A request that fails ends with its status code and message."""
     try:
-        yield
+        with refusing():
+            yield
     except RequestError as error:
         context.abort(grpc.StatusCode[error.code], str(error))
+
+
+_WATCHERS = ThreadPoolExecutor(4, thread_name_prefix="health")
+"""Answers who asks for health and reflection: threads that are all busy with requests do not make a server look dead."""
+
+
+def _of_watchers(method):
+    """Has a method of a servicer answered by `_WATCHERS`."""
+    method.experimental_thread_pool = _WATCHERS  # gRPC's own name
+    return method
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -118,15 +133,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.predictor = predictor
 
     def Predict(self, request, context):  # noqa: N802
-        begin, code = time.perf_counter(), "OK"
-        try:
+        with _answering(context), self.predictor.counted("GRPC", "Predict", request.model_spec.name):
             left = context.time_remaining()
             return self._predict(request, None if left is None or left > LONGEST_WAIT_SECONDS else left)
-        except RequestError as error:
-            code = error.code
-            context.abort(grpc.StatusCode[code], str(error))
-        finally:
-            self.predictor.count("GRPC", "Predict", request.model_spec.name, code, begin)
 
     def _predict(self, request, timeout: float | None) -> predict_pb2.PredictResponse:
         if not request.HasField("model_spec"):
@@ -188,16 +197,6 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return answer
 
 
-_WATCHERS = ThreadPoolExecutor(4, thread_name_prefix="health")
-"""Answers who asks for health and reflection: threads that are all busy with requests do not make a server look dead."""
-
-
-def _of_watchers(method):
-    """Has a method of a servicer answered by `_WATCHERS`."""
-    method.experimental_thread_pool = _WATCHERS  # gRPC's own name
-    return method
-
-
 class Reflection(reflection.ReflectionServicer):
     """`grpc.reflection.v1alpha`."""
 
@@ -251,16 +250,16 @@ def start(
     health_pb2_grpc.add_HealthServicer_to_server(Health(predictor.models), server)
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names), server)
-    credentials = None
-    if ssl_config is not None:
-        pair = (ssl_config.server_key.encode(), ssl_config.server_cert.encode())
-        ca = ssl_config.custom_ca.encode() or None
-        credentials = grpc.ssl_server_credentials([pair], ca, ssl_config.client_verify)
     ports = []
     for address in addresses:
         try:
-            is_open = credentials is None or address.startswith("unix:")
-            ports.append(server.add_insecure_port(address) if is_open else server.add_secure_port(address, credentials))
+            if ssl_config is None or address.startswith("unix:"):
+                ports.append(server.add_insecure_port(address))
+            else:
+                pair = (ssl_config.server_key.encode(), ssl_config.server_cert.encode())
+                ca = ssl_config.custom_ca.encode() or None
+                credentials = grpc.ssl_server_credentials([pair], ca, ssl_config.client_verify)
+                ports.append(server.add_secure_port(address, credentials))
         except RuntimeError:
             raise OSError(
                 f"gRPC cannot listen at {address}: the port is taken, or the address is not one of this machine."

@@ -66,7 +66,7 @@ def version_folders(base_path: Path) -> dict[int, Path]:
     """
     found: dict[int, Path] = {}
     for folder in sorted(base_path.iterdir(), key=lambda path: len(path.name)):
-        if re.fullmatch("[0-9]+", folder.name) and folder.is_dir():
+        if re.fullmatch("[0-9]+", folder.name) and int(folder.name) < 2**63 and folder.is_dir():
             if int(folder.name) in found:
                 log.warning("Ignored `%s`: `%s` is the same version", folder, found[int(folder.name)].name)
             found.setdefault(int(folder.name), folder)

@@ -10,6 +10,8 @@ import functools
 import threading
 from collections import defaultdict
 
+UNKNOWN_MODEL = "(unknown)"
+"""The label of every model name that is not served: names that strangers make up must not become time series."""
 REQUESTS = ":tensorflow:serving:request_count"
 LATENCY = ":tensorflow:serving:request_latency"
 RUNTIME = ":tensorflow:serving:runtime_latency"

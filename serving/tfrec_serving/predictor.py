@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from tfrec_serving.batching import Batcher
 from tfrec_serving.lifecycle import Models
-from tfrec_serving.metrics import LATENCY, REQUESTS, RUNTIME, Metrics
-from tfrec_serving.servable import RequestError, Servable
+from tfrec_serving.metrics import LATENCY, REQUESTS, RUNTIME, UNKNOWN_MODEL, Metrics
+from tfrec_serving.servable import RequestError, Servable, refusing
 
 
 class Predictor:
@@ -57,8 +58,27 @@ class Predictor:
         self.metrics.observe(RUNTIME, took, model_name=servable.name, runtime="TF2")
         return {name: value for name, value in answer.items() if not output_filter or name in output_filter}
 
-    def count(self, api: str, entrypoint: str, model_name: str, code: str, begin: float) -> None:
-        """Count a request that began at `begin` (of `perf_counter`) and ended with a status code."""
-        self.metrics.count(REQUESTS, model_name=model_name, status=code)
-        took = 1e6 * (time.perf_counter() - begin)
-        self.metrics.observe(LATENCY, took, model_name=model_name, API=entrypoint, entrypoint=api)
+    @contextlib.contextmanager
+    def counted(self, api: str, entrypoint: str, model_name: str) -> Iterator[None]:
+        """Count a request by how it ended.
+
+        Args:
+            api: str, `GRPC` or `REST`.
+            entrypoint: str, such as `Predict`.
+            model_name: str, as the request names it.
+        Raises:
+            RequestError: see `refusing`.
+        """
+        begin, code = time.perf_counter(), "CANCELLED"  # of an error that is no `Exception`: the call was dropped
+        try:
+            with refusing():
+                yield
+            code = "OK"
+        except RequestError as error:
+            code = error.code
+            raise
+        finally:
+            label = model_name if model_name in self.models.names else UNKNOWN_MODEL
+            self.metrics.count(REQUESTS, model_name=label, status=code)
+            took = 1e6 * (time.perf_counter() - begin)
+            self.metrics.observe(LATENCY, took, model_name=label, API=entrypoint, entrypoint=api)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import itertools
 import json
+import reprlib
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 import numpy as np
 import tensorflow as tf
 from aiohttp import web
@@ -18,25 +20,19 @@ from google.protobuf import json_format
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfrec_serving import grpc_services
-from tfrec_serving.grpc_services import MAX_MESSAGE_BYTES
 from tfrec_serving.predictor import Predictor
-from tfrec_serving.servable import RequestError, Servable
+from tfrec_serving.servable import MAX_MESSAGE_BYTES, RequestError, Servable, refusal
 
-HTTP_STATUS = {
-    "NOT_FOUND": 404,
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "RESOURCE_EXHAUSTED": 429,
-    "DEADLINE_EXCEEDED": 504,
-}
 BODY_SECONDS = 30.0
 """Seconds within which the body of a request must arrive."""
+MAX_BODIES_BYTES = 4 * MAX_MESSAGE_BYTES
+"""Bytes of all bodies together that are held at a time."""
+MAX_RANK = 32
+"""Lists inside of lists, in a tensor."""
 
 
-def _bytes(value: Any, name: str) -> Any:
-    """JSON strings to bytes, `{"b64": ...}` decoded, at any depth of nesting."""
-    if isinstance(value, list):
-        return [_bytes(v, name) for v in value]
+def _bytes(value: Any, name: str) -> bytes:
+    """A JSON string as bytes, `{"b64": ...}` decoded."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
     if isinstance(value, dict) and list(value) == ["b64"]:
@@ -44,52 +40,59 @@ def _bytes(value: Any, name: str) -> Any:
             return base64.b64decode(value["b64"], validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise RequestError("INVALID_ARGUMENT", f'input "{name}": a b64 value is not base64.') from None
-    raise RequestError("INVALID_ARGUMENT", f'input "{name}" must hold strings. Received: {json.dumps(value)[:100]}.')
+    raise RequestError("INVALID_ARGUMENT", f'input "{name}" must hold strings. Received: {reprlib.repr(value)}.')
+
+
+def _flatten(value: Any) -> tuple[list, tuple[int, ...]]:
+    """The values of nested lists, and their shape.
+
+    Raises:
+        ValueError: rows of different lengths, or nested too deep.
+    """
+    flat, shape = [value], []
+    while flat and isinstance(flat[0], list):
+        lengths = {len(row) if isinstance(row, list) else -1 for row in flat}
+        if len(lengths) > 1:
+            raise ValueError("rows of different lengths")
+        shape.append(lengths.pop())
+        if len(shape) > MAX_RANK:
+            raise ValueError(f"lists are nested more than {MAX_RANK} deep")
+        flat = list(itertools.chain.from_iterable(flat))
+    if any(isinstance(v, list) for v in flat):
+        raise ValueError("rows of different lengths")
+    return flat, tuple(shape)
 
 
 def to_array(value: Any, name: str, dtype: tf.DType, rank: int) -> np.ndarray:
-    """A JSON value as an array of the dtype that the signature asks for.
+    """A JSON value as an array of the dtype that the signature asks for; strings as an object array of bytes.
 
-    An empty list says nothing of its rank: it gets the signature's.
+    NumPy never sees the strings: it would give each the room of the longest, and drop NULs at their ends. An empty list says
+    nothing of its rank: it gets the signature's.
     """
     try:
+        flat, shape = _flatten(value)
         if dtype == tf.string:
-            value = _bytes(value, name)
-            array = np.array(value, dtype=np.bytes_ if _depth(value) else None)  # raises on ragged rows
-            array = np.empty(array.shape, object) if array.size == 0 else _object_array(value, array.shape)
+            array = np.empty(len(flat), object)
+            array[:] = [_bytes(v, name) for v in flat]
         else:
-            array = np.array(value)
-            if array.size and (array.dtype.kind not in "iuf" or not np.can_cast(array.dtype, np.float64)):
-                raise ValueError("not numbers")
-            cast = array.astype(dtype.as_numpy_dtype)
-            if array.size and dtype.is_integer and not np.array_equal(cast, array):
+            kinds = (bool,) if dtype.is_bool else (int, float)
+            if not all(type(v) in kinds for v in flat):
+                raise ValueError("neither true nor false" if dtype.is_bool else "not numbers")
+            numbers = np.array(flat)
+            if not np.can_cast(numbers.dtype, np.float64):
+                raise ValueError("out of range")
+            with np.errstate(invalid="ignore"):  # of NaN as an integer, which the next line refuses
+                array = numbers.astype(dtype.as_numpy_dtype)
+            if dtype.is_integer and not np.array_equal(array, numbers):
                 raise ValueError("out of range, or not whole numbers")
-            array = cast
-    except RequestError:
-        raise
     except (ValueError, TypeError, OverflowError) as error:
-        reason = "rows of different lengths" if "inhomogeneous" in str(error) else str(error)
-        raise RequestError("INVALID_ARGUMENT", f'input "{name}" is no tensor of {dtype.name}: {reason}.') from None
-    if array.size == 0 and array.ndim < rank:
-        array = array.reshape(array.shape + (0,) * (rank - array.ndim))
-    return array
-
-
-def _depth(value: Any) -> int:
-    return 1 + _depth(value[0]) if isinstance(value, list) and value else 0
-
-
-def _object_array(value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes as an object array: NumPy's own byte strings lose trailing NULs."""
-    array = np.empty(int(np.prod(shape)), object)
-    flat = [value]
-    for _ in shape:
-        flat = [v for row in flat for v in row]
-    array[:] = flat
+        raise RequestError("INVALID_ARGUMENT", f'input "{name}" is no tensor of {dtype.name}: {error}.') from None
+    if array.size == 0 and len(shape) < rank:
+        shape += (0,) * (rank - len(shape))
     return array.reshape(shape)
 
 
-def parse_request(body: bytes, servable: Servable) -> tuple[str, dict[str, np.ndarray], bool]:
+def parse_request(body: bytes | bytearray, servable: Servable) -> tuple[str, dict[str, np.ndarray], bool]:
     """`(signature name, inputs, is row format)` of a predict request.
 
     Raises:
@@ -155,16 +158,19 @@ def format_answer(outputs: Mapping[str, np.ndarray], is_row: bool) -> dict[str, 
 
 
 def _json_value(array: np.ndarray) -> Any:
-    """Nested lists: bytes as text, float32 as the shortest decimal that reads back as the same float32."""
+    """Nested lists that every JSON parser reads: bytes as text, float32 as the shortest decimal that reads back the same.
+
+    JSON has no infinity: the finite number furthest from 0 stands for it, so that an order by score stays right. NaN is null.
+    """
+    if not array.size:
+        return array.tolist()
     if array.dtype.kind == "O":
-        return (
-            np.frompyfunc(lambda b: b.decode("utf-8", "replace"), 1, 1)(array).tolist()
-            if array.size
-            else array.tolist()
-        )
-    if array.dtype == np.float32:
-        return np.frompyfunc(lambda x: float(str(x)), 1, 1)(array).tolist() if array.size else array.tolist()
-    return array.tolist()
+        return np.frompyfunc(lambda b: b.decode("utf-8", "replace"), 1, 1)(array).tolist()
+    if array.dtype.kind != "f":
+        return array.tolist()
+    largest, values = np.finfo(array.dtype).max, np.empty(array.size, object)
+    values[:] = [None if x != x else float(str(x)) for x in np.clip(array, -largest, largest).ravel()]
+    return values.reshape(array.shape).tolist()
 
 
 class RestServer:
@@ -174,18 +180,30 @@ class RestServer:
         predictor: answers.
         metrics_path: where Prometheus reads, such as `/monitoring/prometheus/metrics`; None: nowhere.
         max_concurrent_requests: further ones are refused with RESOURCE_EXHAUSTED.
+        timeout_seconds: float, how long a request may take, its body included; 0: any time.
+        has_cors: bool, whether pages of other origins may read the answers.
     """
 
     def __init__(
-        self, predictor: Predictor, metrics_path: str | None = None, max_concurrent_requests: int = 256
+        self,
+        predictor: Predictor,
+        metrics_path: str | None = None,
+        max_concurrent_requests: int = 256,
+        *,
+        timeout_seconds: float = 30.0,
+        has_cors: bool = False,
     ) -> None:
+        self._timeout_seconds = timeout_seconds if timeout_seconds > 0 else None
         self.predictor, self.models = predictor, predictor.models
-        self._under_way, self._most = 0, max_concurrent_requests
+        self._under_way, self._most, self._held = 0, max_concurrent_requests, 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
-        app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[self._errors])
+        self._thread.start()
+        app = web.Application(
+            client_max_size=MAX_MESSAGE_BYTES, middlewares=[*([_cors] if has_cors else []), self._errors]
+        )
         name = r"/v1/models/{name:[^/:]+}"
-        for prefix in (name, name + r"/versions/{version:\d+}", name + r"/labels/{label:[^/:]+}"):
+        for prefix in (name, name + r"/versions/{version:\d{1,19}}", name + r"/labels/{label:[^/:]+}"):
             app.router.add_get(prefix, self._status)
             app.router.add_get(prefix + "/metadata", self._metadata)
             app.router.add_post(prefix + ":predict", self._predict)
@@ -194,9 +212,15 @@ class RestServer:
         self._runner = web.AppRunner(app, access_log=None)
 
     def start(self, host: str, port: int) -> int:
-        """Listen; return the port."""
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(host, port), self._loop).result()
+        """Listen; return the port.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        try:
+            asyncio.run_coroutine_threadsafe(self._start(host, port), self._loop).result()
+        except OSError as error:
+            raise OSError(f"REST cannot listen at {host}:{port}: {error.strerror or error}.") from None
         return self._runner.addresses[0][1]
 
     async def _start(self, host: str, port: int) -> None:
@@ -215,12 +239,14 @@ class RestServer:
         try:
             return await handler(request)
         except RequestError as error:
-            return web.json_response({"error": str(error)}, status=HTTP_STATUS.get(error.code, 500))
+            return _error_response(error)
         except web.HTTPException as error:
             if error.status in (404, 405) and request.path.lower().startswith("/v1/"):
                 message = f"Malformed request: {request.method} {request.path}"
                 return web.json_response({"error": message}, status=400)
             return web.json_response({"error": error.reason}, status=error.status)
+        except Exception as error:
+            return _error_response(refusal(error))
 
     def _servable(self, request: web.Request) -> Servable:
         version = request.match_info.get("version")
@@ -228,36 +254,59 @@ class RestServer:
         return self.models.find(request.match_info["name"], None if version is None else int(version), label)
 
     async def _predict(self, request: web.Request) -> web.Response:
-        begin, code = time.perf_counter(), "OK"
-        try:
-            servable = self._servable(request)
-            try:
-                async with asyncio.timeout(BODY_SECONDS):
-                    body = await request.read()
-            except TimeoutError:
-                message = f"The request did not arrive within {BODY_SECONDS:g} seconds."
-                raise RequestError("DEADLINE_EXCEEDED", message) from None
-            if self._under_way >= self._most:
+        with self.predictor.counted("REST", "Predict", request.match_info["name"]):
+            if self._under_way >= self._most:  # before the body is read: slow ones would fill the memory
                 raise RequestError("RESOURCE_EXHAUSTED", "Concurrent request limit exceeded!")
-
-            def answer() -> str:
-                signature_name, inputs, is_row = parse_request(body, servable)
-                outputs = self.predictor.predict(servable, signature_name, inputs)
-                return json.dumps(format_answer(outputs, is_row), ensure_ascii=False)
-
             self._under_way += 1
+            body = bytearray()
             try:
-                text = await asyncio.to_thread(answer)
+                servable = self._servable(request)
+
+                def answer() -> str:
+                    signature_name, inputs, is_row = parse_request(body, servable)
+                    outputs = self.predictor.predict(servable, signature_name, inputs)
+                    return json.dumps(format_answer(outputs, is_row), ensure_ascii=False, allow_nan=False)
+
+                async with asyncio.timeout(
+                    self._timeout_seconds
+                ):  # the model cannot be interrupted, but the wait for it
+                    await self._read(request, body)
+                    response = web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
+            except TimeoutError:
+                message = f"The request was not answered within {self._timeout_seconds:g} seconds."
+                raise RequestError("DEADLINE_EXCEEDED", message) from None
             finally:
                 self._under_way -= 1
-            response = web.Response(text=text, content_type="application/json")
+                self._held -= len(body)
             response.enable_compression()  # where the client asks for it
             return response
-        except RequestError as error:
-            code = error.code
-            raise
-        finally:
-            self.predictor.count("REST", "Predict", request.match_info["name"], code, begin)
+
+    async def _read(self, request: web.Request, body: bytearray) -> None:
+        """Read a request into `body`; what is in it has been added to the bytes that are held.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, the body is too large or damaged; RESOURCE_EXHAUSTED, all bodies together are too large;
+                DEADLINE_EXCEEDED, it is too slow; CANCELLED, the client hung up.
+        """
+        too_large = RequestError("INVALID_ARGUMENT", f"The request has more than {MAX_MESSAGE_BYTES} bytes.", 413)
+        if (request.content_length or 0) > MAX_MESSAGE_BYTES:
+            raise too_large
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.content.iter_any():
+                    body += part
+                    self._held += len(part)
+                    if len(body) > MAX_MESSAGE_BYTES:
+                        raise too_large
+                    if self._held > MAX_BODIES_BYTES:
+                        raise RequestError("RESOURCE_EXHAUSTED", "The bodies of all requests are too large together.")
+        except TimeoutError:
+            message = f"The request did not arrive within {BODY_SECONDS:g} seconds."
+            raise RequestError("DEADLINE_EXCEEDED", message) from None
+        except (web.RequestPayloadError, aiohttp.ClientPayloadError) as error:
+            raise RequestError("INVALID_ARGUMENT", f"The body of the request is damaged: {error}") from None
+        except ConnectionError:
+            raise RequestError("CANCELLED", "The client hung up.") from None
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self.models.metrics.text(), content_type="text/plain")
@@ -271,6 +320,24 @@ class RestServer:
         if "label" in request.match_info:
             version = self._servable(request).version
         return _proto_response(self.models.status(request.match_info["name"], version))
+
+
+@web.middleware
+async def _cors(request: web.Request, handler) -> web.StreamResponse:
+    """Lets pages of other origins read the answers, as TensorFlow Serving does."""
+    if request.method != "OPTIONS":
+        response = await handler(request)
+    elif request.headers.get("Origin", "").startswith(("http://", "https://")):
+        response = web.Response()
+    else:
+        response = web.json_response({"error": "Origin header is missing in CORS preflight"}, status=400)
+    allowed = {"Origin": "*", "Methods": "POST, GET", "Headers": "Content-Type"}
+    response.headers.update({f"Access-Control-Allow-{name}": value for name, value in allowed.items()})
+    return response
+
+
+def _error_response(error: RequestError) -> web.Response:
+    return web.json_response({"error": str(error)}, status=error.http_status)
 
 
 def _proto_response(message) -> web.Response:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,77 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 log = logging.getLogger("tfrec_serving")
 
+MAX_MESSAGE_BYTES = 64 << 20
+MAX_ROWS = 256
+"""Rows that a model is given at a time."""
+NO_ITEM = {"item_ids": b"", "scores": -np.inf}
+"""What fills up a row of recommendations, by output."""
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 OP_PACKAGES = {"Scann": "scann.scann_ops.py.scann_ops"}
 """The packages that register the ops of a manifest."""
 
 
-class RequestError(Exception):
-    """A request that cannot be answered. `code` is the name of a gRPC status code."""
+# number in TensorFlow (and gRPC), name, HTTP status
+STATUS = (
+    (1, "CANCELLED", 499),
+    (2, "UNKNOWN", 500),
+    (3, "INVALID_ARGUMENT", 400),
+    (4, "DEADLINE_EXCEEDED", 504),
+    (5, "NOT_FOUND", 404),
+    (6, "ALREADY_EXISTS", 409),
+    (7, "PERMISSION_DENIED", 403),
+    (8, "RESOURCE_EXHAUSTED", 429),
+    (9, "FAILED_PRECONDITION", 400),
+    (10, "ABORTED", 409),
+    (11, "OUT_OF_RANGE", 400),
+    (12, "UNIMPLEMENTED", 501),
+    (13, "INTERNAL", 500),
+    (14, "UNAVAILABLE", 503),
+    (15, "DATA_LOSS", 500),
+    (16, "UNAUTHENTICATED", 401),
+)
+"""Every way in which a request fails: an error of TensorFlow, a status of gRPC and one of HTTP mean the same."""
+CODES = {number: name for number, name, _ in STATUS}
+HTTP_STATUS = {name: status for _, name, status in STATUS}
+LONGEST_MESSAGE = 500
+"""Characters of an error. gRPC sends it in a header, which clients refuse beyond 8 KiB."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+
+class RequestError(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        code: str, a name of `STATUS`.
+        message: str, shortened where it is long.
+        http_status: int. Default: the one of `STATUS`.
+    """
+
+    def __init__(self, code: str, message: str, http_status: int | None = None) -> None:
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 1] + "…")
+        self.code, self.http_status = code, http_status or HTTP_STATUS[code]
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Whatever goes wrong inside leaves as a `RequestError`.
+
+    Raises:
+        RequestError: as it came, or of `refusal`.
+    """
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        raise refusal(error) from error
+
+
+def refusal(error: Exception) -> RequestError:
+    """The answer to a request that failed in a way that was not foreseen; the log has the rest."""
+    if isinstance(error, MemoryError):
+        return RequestError("RESOURCE_EXHAUSTED", "The request needs more memory than there is.")
+    log.error("A request failed", exc_info=error)
+    return RequestError("INTERNAL", f"The server failed on this request ({type(error).__name__}); its log says more.")
 
 
 class Servable:
@@ -113,11 +174,33 @@ class Servable:
         return dict(inputs)
 
     def run(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a signature on inputs that were checked."""
+        """Run a signature on inputs that were checked; many rows a part at a time, since memory grows with the rows.
+
+        Raises:
+            RequestError: with the code of TensorFlow's error; INVALID_ARGUMENT, the answer is too large.
+        """
+        numbers = {len(value) if value.ndim else 0 for value in inputs.values()}
+        rows = numbers.pop() if len(numbers) == 1 else 0
+        if rows <= MAX_ROWS:
+            return self._call(signature_name, inputs)
+        parts, size = [], 0
+        for start in range(0, rows, MAX_ROWS):
+            part = {name: value[start : start + MAX_ROWS] for name, value in inputs.items()}
+            answer = self._call(signature_name, part)
+            if any(not value.ndim or len(value) != min(MAX_ROWS, rows - start) for value in answer.values()):
+                return self._call(signature_name, inputs)  # a model of another kind: its outputs are not rows
+            parts.append(answer)
+            size += sum(4 * value.nbytes if value.dtype == object else value.nbytes for value in answer.values())
+            if size > MAX_MESSAGE_BYTES:
+                message = f"The answer has more than {MAX_MESSAGE_BYTES} bytes: ask for fewer rows at a time, or a smaller `k`."
+                raise RequestError("INVALID_ARGUMENT", message)
+        return {name: _join(name, [part[name] for part in parts]) for name in parts[0]}
+
+    def _call(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             answer = self._functions[signature_name](**{name: tf.constant(value) for name, value in inputs.items()})
         except tf.errors.OpError as error:
-            raise RequestError("INVALID_ARGUMENT", _reason(error)) from error
+            raise RequestError(CODES.get(error.error_code, "UNKNOWN"), _reason(error)) from error
         # by name: a signature's own order differs from process to process
         return {name: answer[name].numpy() for name in sorted(answer)}
 
@@ -126,6 +209,15 @@ class Servable:
         if signature_name not in self._functions:  # which lack what is not to be called
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature_name}" not found.')
         return self.signature_defs[signature_name]
+
+
+def _join(name: str, parts: list[np.ndarray]) -> np.ndarray:
+    """The rows of several answers; recommendations are as wide as the largest `k` of each, and filled up to the widest."""
+    if name in NO_ITEM:
+        width = max(part.shape[1] for part in parts)
+        fill = lambda part: np.full((len(part), width - part.shape[1]), NO_ITEM[name], part.dtype)  # noqa: E731
+        parts = [np.concatenate([part, fill(part)], axis=1) for part in parts]
+    return np.concatenate(parts)
 
 
 def _free(model: Any) -> None:

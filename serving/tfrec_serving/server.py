@@ -229,9 +229,6 @@ def main() -> None:
     """Run `tfrec-model-server`, with the flags of `tensorflow_model_server`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     given = parse(make_parser(__doc__))
-    if given.pop("version"):
-        print(f"tfrec-model-server {__version__}")
-        return
     if given.pop("log_format") == "json":
         logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     try:

@@ -15,6 +15,7 @@ from tfrec_serving.questions import Inputs
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+FURTHEST = np.finfo(np.float32).max
 RETRIED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 """Codes after which the same request may succeed on another attempt."""
 SERVICE_CONFIG = {
@@ -40,6 +41,7 @@ HTTP_CODES = {
     405: grpc.StatusCode.UNIMPLEMENTED,
     407: grpc.StatusCode.UNAUTHENTICATED,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.ABORTED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
@@ -119,4 +121,14 @@ def to_json(value: np.ndarray) -> Any:
 
 
 def from_json(name: str, value: Any) -> np.ndarray:
-    return text_array(value) if name == "item_ids" else np.array(value, np.float32)
+    """The array of an output.
+
+    JSON has no infinity: our server sends the finite float32 furthest from 0 instead, and null for NaN. TensorFlow Serving sends
+    `-Infinity` and `NaN`, which `json.loads` takes.
+    """
+    if name == "item_ids":
+        return text_array(value)
+    array = np.array(value, np.float32)
+    array[array == FURTHEST] = np.inf
+    array[array == -FURTHEST] = -np.inf
+    return array

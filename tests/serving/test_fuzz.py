@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tfrec_serving.predictor import Predictor
 from tfrec_serving.rest import format_answer, parse_request
 from tfrec_serving.servable import RequestError
 
+FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 SIGNATURES = ["serving_default", "recommend", "similar_items", "score", "embed_history", "embed_items"]
 INPUTS = ["history", "exclude", "k", "item_ids", "candidates"]
 bounded = settings(
@@ -73,7 +76,7 @@ def test_rest_bodies(predictor, body):
         answer = format_answer(predictor.predict(servable, signature_name, inputs), is_row)
     except RequestError:
         return
-    json.dumps(answer)
+    json.dumps(answer, allow_nan=False)
 
 
 shapes = st.lists(st.integers(-2, 3) | st.integers(-(2**62), 2**62), max_size=4)
@@ -141,3 +144,11 @@ def test_any_ids_and_any_k_are_answered(predictor, signature, history, others, k
     outputs = predictor.predict(servable, signature, inputs)
     assert all(len(value) == 1 for value in outputs.values())
     assert not any(np.isnan(value).any() for value in outputs.values() if value.dtype == np.float32)
+
+
+def test_a_server_with_little_memory_survives_random_requests(exact_export):
+    """A share of `benchmarks/fuzz.py`, which asks 10,000: over sockets, with a memory limit on the server's process."""
+    report = runpy.run_path(str(FUZZ))["fuzz"](exact_export, 400, 1)
+    assert report.faults == []
+    assert report.codes.total() == 400
+    assert {"REST HTTP 200", "REST HTTP 400", "REST HTTP 404", "gRPC OK", "gRPC INVALID_ARGUMENT"} < set(report.codes)

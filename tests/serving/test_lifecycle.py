@@ -326,8 +326,8 @@ def test_more_than_waits_is_refused_and_deadlines_are_kept(base, tmp_path):
                     codes.append(error.code().name)
 
         threads = [
-            threading.Thread(target=ask, args=(width,)) for width in range(1, 5)
-        ]  # four queues want room for one
+            threading.Thread(target=ask, args=(width,)) for width in range(1, 9)
+        ]  # eight widths, eight batches of one row: there is room for four rows
         for thread in threads:
             thread.start()
         for thread in threads:
