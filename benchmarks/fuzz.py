@@ -5,8 +5,10 @@ Starts `tfrec-model-server` in a process of its own and limits its memory (`reso
 has after its start and MEMORY_MIB more. Sends REQUESTS (default: 10,000) over REST and gRPC from two clients at a
 time: right requests, nearly right ones, any JSON, any bytes, long ids, deep nesting, shapes without values, bodies of
 1 MB, gzip. Prints the answers by code, the slowest answer, and the resident memory after a tenth of the requests, at
-the end, and at most. Ends with 1 where the server died, failed on a request that it should have answered or refused,
-wrote JSON that `JSON.parse` refuses, or took more than 500 ms.
+the end, and at most.
+
+Ends with 1 where the server died, failed on a request that it should have answered or refused, wrote JSON that
+`JSON.parse` refuses, or took more than 500 ms.
 
 A request has 64 rows at most, since an answer takes as long as its rows do. A slow answer is asked for twice more and
 its quickest time counts: other programs on the machine are not what is measured.
@@ -159,7 +161,8 @@ class Requests:
         rng = self.rng
         tensor.dtype = rng.choice([7, 7, 3, 1, rng.randrange(130)])
         size = lambda: self.one_of(*[lambda: rng.randrange(4)] * 4, lambda: rng.randrange(-2, 2**62), lambda: 100_000)  # noqa: E731
-        for dim in rng.choice([[1, 2], [1], [1, 100_000], [size() for _ in range(rng.randrange(5))]]):
+        dims = rng.choice([[1, 2], [1], [1, 100_000], [size() for _ in range(rng.randrange(5))]])
+        for dim in [64 if dim == 100_000 else dim for dim in dims[:1]] + dims[1:]:
             tensor.tensor_shape.dim.add(size=dim)
         tensor.tensor_shape.unknown_rank = rng.random() < 0.05
         tensor.string_val.extend(self.item().encode("utf-8", "surrogatepass") for _ in range(rng.randrange(4)))
@@ -230,6 +233,10 @@ def ask_rest(server: ServerProcess, method: str, path: str, body: bytes, headers
     return f"HTTP {answer.status}", f"{text[:200]}" if answer.status >= 500 else ""
 
 
+def _channel(address: str) -> grpc.Channel:
+    return grpc.insecure_channel(address, [("grpc.max_receive_message_length", 64 << 20)])
+
+
 def ask_grpc(channel: grpc.Channel, method: str, message: bytes) -> tuple[str, str]:
     """`(code, fault)`."""
     try:
@@ -252,7 +259,7 @@ def ask_grpc(channel: grpc.Channel, method: str, message: bytes) -> tuple[str, s
 def fuzz(export: Path, number: int, seed: int = 0, *flags: str) -> Report:
     """Ask a new server `number` random requests."""
     report = Report()
-    with server_process(export, *flags) as server, grpc.insecure_channel(server.address) as channel:
+    with server_process(export, *flags) as server, _channel(server.address) as channel:
         pid = server.process.pid
         most = int(status_mib(pid, "VmData") + MEMORY_MIB) << 20
         resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))

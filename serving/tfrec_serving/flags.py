@@ -62,9 +62,11 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("tfrec-model-server", description=description, allow_abbrev=False)
     add = parser.add_argument
     is_on: dict[str, Any] = {"type": flag, "nargs": "?", "const": True, "default": False}
-    add("--port", type=int, default=8500, help="port of gRPC")
+    add("--port", type=int, default=8500, help="port of gRPC; below 0: a free one (ours)")
     add("--grpc_socket_path", default="", help="Unix socket on which gRPC listens too")
-    add("--rest_api_port", type=int, default=0, help="port of REST; 0, the default: no REST")
+    add(
+        "--rest_api_port", type=int, default=0, help="port of REST; 0, the default: no REST; below 0: a free one (ours)"
+    )
     add("--rest_api_timeout_in_ms", type=int, default=30_000, help="milliseconds that a REST call may take; 0: any")
     add("--rest_api_enable_cors_support", "--enable_cors_support", **is_on, help="let pages of other origins call REST")
     add("--model_name", default="default", help="name of the model in requests")
@@ -127,13 +129,13 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
         given["batching_parameters_file"] = None
     if given["port"] == 0 and not given["grpc_socket_path"]:
         parser.error("--port=0 turns gRPC off: pass a port, or --grpc_socket_path")
-    if given["rest_api_port"] and given["rest_api_port"] == given["port"]:
+    if given["rest_api_port"] > 0 and given["rest_api_port"] == given["port"]:
         parser.error("--rest_api_port must not be that of gRPC, --port")
     pairs = [pair.partition("=") for pair in given.pop("grpc_channel_arguments").split(",") if pair]
     if any(not separator for _, separator, _ in pairs):
         parser.error("--grpc_channel_arguments: each must be name=value")
     arguments_ = [(name, int(value) if value.lstrip("-").isdigit() else value) for name, _, value in pairs]
     given["grpc_channel_arguments"] = arguments_
-    given["rest_api_port"] = given["rest_api_port"] or None
-    given["port"] = given["port"] or None
+    for name in ("port", "rest_api_port"):
+        given[name] = None if given[name] == 0 else max(given[name], 0)
     return given

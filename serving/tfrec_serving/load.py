@@ -239,7 +239,7 @@ def server_process(model_base_path: Path, *flags: str) -> Iterator[ServerProcess
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
         monitoring = Path(folder, "monitoring.config")
         monitoring.write_text(f'prometheus_config {{ enable: true, path: "{METRICS_PATH}" }}')
-        own = ["--port=0", "--rest_api_port=0", f"--model_base_path={model_base_path}"]
+        own = ["--port=-1", "--rest_api_port=-1", f"--model_base_path={model_base_path}"]
         start = [sys.executable, "-c", "from tfrec_serving.server import main; main()"]
         process = subprocess.Popen(
             [*start, *own, f"--monitoring_config_file={monitoring}", *flags],

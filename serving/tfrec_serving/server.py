@@ -18,6 +18,8 @@ from typing import Any
 from tfrec_serving.flags import make_parser, parse
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# oneDNN keeps a kernel for every shape, in every thread: memory would grow with each new number of rows and width; no speed is lost
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 log = logging.getLogger("tfrec_serving")
 

@@ -608,3 +608,71 @@ def test_item_files_lose_nothing_either(tmp_path):
     data = prepare(pa.table({"user": ["u"], "item": ["a"]}), items=twice)
     assert data.items["title"].to_pylist() == ["First"]
     assert "1 rows of the item file repeat an item: the first row of each counts" in data.manifest["notes"]
+
+
+# --- rows that a review lost -------------------------------------------------------------------------------------------
+
+
+def test_a_session_loses_only_the_items_without_a_time(tmp_path):
+    rows = [
+        {"user": "u", "item": ["a", "b", "c"], "time": [1_700_000_000, None, 1_700_000_002]},
+        {"user": "v", "item": ["a"], "time": [1_700_000_000]},
+    ]
+    for kind in ("jsonl", "parquet"):
+        data = prepare(log_of(tmp_path, kind, rows), max_refused=0.9)
+        assert histories(data) == {"u": ["a", "c"], "v": ["a"]}
+        assert (data.manifest["num_rows"], data.refused["reason"].to_pylist()) == (4, ["missing time"])
+
+
+def test_a_file_without_a_good_line_is_refused_line_by_line(tmp_path):
+    good = write(tmp_path / "good.jsonl", '{"user": "u", "item": "a"}\n')
+    bad = write(tmp_path / "bad.jsonl", "garbage\nmore garbage\n{[1]: 2}\n{1: 2}\n" + "9" * 5000)
+    data = prepare([good, bad], max_refused=0.9)
+    assert (data.manifest["num_rows"], data.manifest["num_refused"]) == (6, 5)
+    with pytest.raises(ValueError, match="5 of 5 rows were refused"):
+        prepare(bad, max_refused=1)
+
+
+def test_an_end_that_is_escaped_refuses_the_file(tmp_path):
+    log = write(tmp_path / "log.csv", "user,item\nu,a\nv,b\\")
+    with pytest.raises(
+        ValueError, match="the character of --escape ends it, after line 3, so its last row is not whole"
+    ):
+        prepare(log, escape="\\")
+
+
+def test_sequence_text_in_parts_and_with_returns(tmp_path):
+    parts = [write(tmp_path / f"{n}.txt", text) for n, text in enumerate(("u a b\rv c\r", "u d\n"))]
+    with pytest.raises(ValueError, match="Several files of sequence text: the line number cannot be the user"):
+        prepare(parts, format="sequences")
+    assert histories(prepare(parts, format="sequences", first_column="user")) == {"u": ["a", "b", "d"], "v": ["c"]}
+
+
+def test_ties_of_nineteen_digits(tmp_path):
+    rows = [
+        {"user": "u", "item": i, "time": 1_700_000_000, "seq": 1234567890123456789 - n} for n, i in enumerate("abc")
+    ]
+    assert histories(prepare(log_of(tmp_path, "csv", rows), tie_break="seq")) == {"u": ["c", "b", "a"]}
+
+
+def test_globs_mean_what_a_shell_means(tmp_path):
+    for name in ("a.csv", "old/b.csv", "old/er/c.csv"):
+        write(tmp_path / "log" / name, f"user,item\nu,{name}\n")
+    for pattern, number in (("log/*.csv", 1), ("log/**/*.csv", 3), ("log/*/*.csv", 1)):
+        assert prepare(f"{tmp_path}/{pattern}").num_events == number
+
+
+def test_unsigned_nanoseconds_and_polars_lists():
+    at = pa.array([1_700_000_000_000_000_512, 1_700_000_000_000_000_000], pa.uint64())
+    assert histories(prepare(pa.table({"user": ["u", "u"], "item": ["b", "a"], "time": at}))) == {"u": ["a", "b"]}
+    frame = pl.DataFrame({"user": ["a", "b"], "item": [["x", "y"], ["z"]]})
+    assert histories(prepare(frame)) == {"a": ["x", "y"], "b": ["z"]}
+
+
+def test_two_runs_into_one_folder_do_not_replace_each_other(tmp_path):
+    from tfrec.data.preparation import _work_folder
+
+    log = write(tmp_path / "log.csv", "user,item\nu,a\n")
+    with pytest.raises(FileExistsError, match="was written meanwhile"), _work_folder(tmp_path / "out", False):
+        prepare(log, tmp_path / "out")
+    assert histories(prepare(log)) == {"u": ["a"]}

@@ -12,6 +12,7 @@ import pytest
 
 from tfrec_serving.batching import BatchingParameters
 from tfrec_serving.config import read_batching, read_models, read_monitoring, read_ssl
+from tfrec_serving.flags import make_parser
 from tfrec_serving.server import JsonFormatter, Server
 
 SERVING = Path(__file__).parents[2] / "serving"
@@ -46,7 +47,7 @@ def test_the_operators_files_are_read():
     assert batching.pad_variable_length_inputs
     assert batching.allowed_batch_sizes[-1] == batching.max_batch_size == 64
     assert read_monitoring(SERVING / "config" / "monitoring.config") == "/monitoring/prometheus/metrics"
-    known = set(re.findall(r'"--(\w+)"', (SERVING / "tfrec_serving" / "server.py").read_text()))
+    known = {option.lstrip("-") for action in make_parser("")._actions for option in action.option_strings}
     compose = (SERVING / "compose.yaml").read_text()
     assert set(re.findall(r"--(\w+)=", compose)) <= known
     assert set(re.findall(r"--(\w+)=", (SERVING / "k8s" / "recommender.yaml").read_text())) <= known

@@ -24,8 +24,7 @@ from tfrec_serving.lifecycle import Models, version_folders
 from tfrec_serving.servable import Servable
 from tfrec_serving.server import Server
 
-OF_TENSORFLOW_SERVING = frozenset(
-    """
+HELP = """
 port grpc_socket_path rest_api_port rest_api_num_threads rest_api_timeout_in_ms rest_api_enable_cors_support enable_batching
 allow_version_labels_for_unavailable_models batching_parameters_file enable_per_model_batching_parameters model_config_file
 model_config_file_poll_wait_seconds model_name model_base_path num_load_threads num_unload_threads max_num_load_retries
@@ -36,9 +35,9 @@ enable_model_warmup num_request_iterations_for_warmup version monitoring_config_
 prefer_tflite_model num_tflite_pools num_tflite_interpreters_per_pool enable_signature_method_name_check
 xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler thread_pool_factory_config_file mixed_precision
 skip_initialize_tpu enable_grpc_healthcheck_service enable_serialization_as_tensor_content
-""".split()
-)  # noqa: SIM905
-"""`tensorflow_model_server --help`, 2.20."""
+"""
+"""The flags in `tensorflow_model_server --help`, 2.20."""
+OF_TENSORFLOW_SERVING = frozenset(HELP.split())
 
 
 @pytest.fixture

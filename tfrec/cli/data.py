@@ -121,14 +121,16 @@ def prepare(
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
         return
     for note in manifest["notes"]:
-        out.print(f"  {note}", highlight=False)
+        out.print(f"  {note}", highlight=False, markup=False)
     out.print(
-        f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events."
+        f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events.",
+        markup=False,
     )
     if manifest["num_refused"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["refused"].items())
         out.print(
-            f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}"
+            f"Refused {manifest['num_refused']:,} of {manifest['num_rows']:,} rows ({reasons}): see {out_ / REFUSED}",
+            markup=False,
         )
     if manifest["num_duplicates"]:
         out.print(

@@ -210,6 +210,11 @@ def read_blocks(source: Source, dialect: Dialect) -> Iterator[Block]:
                         block, lines = block[int(ends[is_row][0]) + 1 :], lines[1:]
                 if len(lines):
                     yield Block(_prepared(block, dialect, source.name), lines, dialect, source.name)
+            if rest:
+                raise ValueError(
+                    f"`{source.name}` cannot be split into rows: the character of --escape ends it, after line {line}, so its last "
+                    f"row is not whole. Mend the end of the file."
+                )
     except _QuoteError as error:
         at = line + int(np.searchsorted(error.breaks, error.at))
         raise ValueError(

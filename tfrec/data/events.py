@@ -62,9 +62,9 @@ class Events:
             f"{', tie VARCHAR' if has_tie else ''})"
         )
 
-    def add(self, file: int, rows: Rows) -> None:
-        """Add the good rows of a part of a file."""
-        for role in ("user", "item"):
+    def add(self, file: int, rows: Rows, is_text: bool = False) -> None:
+        """Add the good rows of a part of a file; `is_text` where it knows no numbers."""
+        for role in ("user", "item") if is_text else ():
             if len(rows) and self._pointed.get((file, role), True):
                 self._pointed[file, role] = is_pointed(getattr(rows, role))
         self._batch.append(rows)
@@ -89,7 +89,9 @@ class Events:
         for name in ("kind", "value", "place", "position"):
             columns[name] = np.concatenate([getattr(rows, name) for rows in batch])
         if self.has_tie:
-            columns["tie"] = pa.chunked_array([rows.tie for rows in batch], pa.string())
+            # sequence text has none
+            ties = [pa.nulls(len(rows), pa.string()) if rows.tie is None else rows.tie for rows in batch]
+            columns["tie"] = pa.chunked_array(ties, pa.string())
         table = pa.table(columns)
         self.con.register("batch", table)
         self.con.execute("INSERT INTO events SELECT * FROM batch")
@@ -156,7 +158,8 @@ class Events:
                 .to_arrow_table()
                 .cast(REFUSED)
             )
-            self.con.execute("DELETE FROM events WHERE place IN (SELECT place FROM timed WHERE t IS NULL OR t < 0)")
+            # by row: the events of a session share their place
+            self.con.execute(f"DELETE FROM events WHERE {nanoseconds(unit)} IS NULL OR {nanoseconds(unit)} < 0")
         resolution = next(name for name, lost in zip(RESOLUTIONS, loses, strict=True) if not lost)
         if early or late:
             notes.append(
@@ -172,10 +175,9 @@ class Events:
         time = f"t // {RESOLUTIONS[times.resolution]}" if times.is_given else "0::BIGINT"
         order = ["u", *(["t"] if times.is_given else [])]
         if self.has_tie:
-            is_number = self.con.execute("SELECT count(tie) = count(TRY_CAST(tie AS DOUBLE)) FROM events").fetchall()[
-                0
-            ][0]
-            order.append("TRY_CAST(tie AS DOUBLE) NULLS LAST" if is_number else "tie NULLS LAST")
+            found = self.con.execute("SELECT count(tie), count(TRY_CAST(tie AS DOUBLE)) FROM events").fetchall()[0]
+            number = ["TRY_CAST(tie AS DECIMAL(38, 9))", "TRY_CAST(tie AS DOUBLE)"]  # a double holds no 19 digits
+            order += [f"{value} NULLS LAST" for value in (number if found[0] == found[1] else ["tie"])]
         reader = self.con.sql(
             f"SELECT u, i, {time} AS t, place, position FROM {'timed' if times.is_given else 'events'} "
             f"ORDER BY {', '.join(order)}, place, position"

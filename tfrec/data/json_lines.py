@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,10 @@ def read_lines(source: Source) -> Iterator[tuple[int, str | None]]:
             for raw in lines:
                 number += 1
                 yield number, _decode(raw, number)
-        if rest:
-            yield number + 1, _decode(rest, number + 1)
+        # a file without a newline has lines that end in a return alone, or one line
+        for raw in rest.rstrip(b"\r").split(b"\r") if rest and not number else [rest] if rest else []:
+            number += 1
+            yield number, _decode(raw, number)
 
 
 def _decode(raw: bytes, number: int) -> str | None:
@@ -67,13 +70,19 @@ def _array(source: Source) -> list[Any] | None:
 def _parse(line: str) -> dict[str, Any] | str:
     try:
         content = json.loads(line)
-    except json.JSONDecodeError as error:
-        reason = f"not JSON: {error.msg} (column {error.colno})"
+    except ValueError as error:  # also of a number with too many digits
+        reason = (
+            f"not JSON: {error.msg} (column {error.colno})"
+            if isinstance(error, json.JSONDecodeError)
+            else f"not JSON: {error}"
+        )
         try:  # Steam's and Amazon's older files: {u'user': u'...'}
-            content = ast.literal_eval(line.strip()) if line.lstrip().startswith("{") else None
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash in a text
+                content = ast.literal_eval(line.strip()) if line.lstrip().startswith("{") else None
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return reason
-        if content is None:
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
             return reason
     except RecursionError:
         return "not JSON: nested too deep"
@@ -96,7 +105,7 @@ def read_parts(source: Source, file: int, columns: Mapping[str, str]) -> Iterato
 
     def part() -> Part:
         item = values["item"]
-        is_session = any(isinstance(i, list) for i in item)
+        is_session = any(isinstance(v, list) for column in values.values() for v in column)
         arrays = {role: pa.array(column, pa.string()) for role, column in values.items() if not is_session}
         if is_session:
             lists = [i if isinstance(i, list) else [i] for i in item]

@@ -121,11 +121,11 @@ def prepare(
             files = given = ["(in memory)"]
             parts = read_frame(log, reading, notes)
         events = Events(con, has_tie=tie_break is not None)
-        refused = _read(parts, events, files, reading)
+        kinds = ["(frame)"] if not isinstance(log, list | tuple) else [source.format for source in sources]
+        refused, num_rows = _read(parts, events, files, kinds, reading)
         try:
             times, late = events.times(notes)
             refused.append(late)
-            num_rows = sum(map(len, refused)) + con.execute("SELECT count(*) FROM events").fetchall()[0][0]
             _limit_refused(refused, num_rows, files, max_refused)
             arrays, users_of, catalogue, counts, late = _collect(
                 events, times, aside, duplicates, min_user_events, min_item_events
@@ -137,11 +137,14 @@ def prepare(
         _limit_refused(refused, num_rows, files, max_refused)
         table = _refused_rows(refused, files)
         num_events = len(arrays[0])
-        assert num_rows == num_events + len(table) + counts["num_duplicates"] + counts["num_filtered_events"], counts
-        kinds = pc.replace_substring_regex(table["reason"], r"( \(|:).*", "").value_counts().to_pylist()
+        if num_rows != num_events + len(table) + counts["num_duplicates"] + counts["num_filtered_events"]:
+            raise RuntimeError(
+                f"{num_rows} rows were read, and not all can be accounted for: {len(table)} refused, {counts}."
+            )
+        reasons = pc.replace_substring_regex(table["reason"], r"(?s)( \(|:).*", "").value_counts().to_pylist()
         manifest: dict[str, Any] = {"format_version": FORMAT, "tfrec_version": __version__}
         manifest |= {"num_rows": num_rows, "num_refused": len(table)}
-        manifest |= {"refused": {kind["values"]: kind["counts"] for kind in sorted(kinds, key=lambda k: k["values"])}}
+        manifest |= {"refused": {kind["values"]: kind["counts"] for kind in sorted(reasons, key=lambda k: k["values"])}}
         manifest |= {"time_units": times.counts, "time_resolution": times.resolution} | counts
         vocabulary = Vocabulary(catalogue["item_id"].to_pylist())
         manifest |= {"num_users": len(users_of), "num_items": len(vocabulary), "num_events": num_events}
@@ -159,10 +162,11 @@ def prepare(
 
 
 def _read(
-    parts: Iterator[Callable[[], Part]], events: Events, files: Sequence[str], reading: Reading
-) -> list[pa.Table]:
-    """Read and check the parts of a log, some at a time, in order; return the refused rows."""
+    parts: Iterator[Callable[[], Part]], events: Events, files: Sequence[str], kinds: Sequence[str], reading: Reading
+) -> tuple[list[pa.Table], int]:
+    """Read and check the parts of a log, some at a time, in order; return the refused rows, and how many rows there are."""
     refused: list[pa.Table] = []
+    num_rows = 0
     running: collections.deque[Future[tuple[int, Rows]]] = collections.deque()
 
     def read(part: Callable[[], Part]) -> tuple[int, Rows]:
@@ -174,20 +178,21 @@ def _read(
 
     with ThreadPoolExecutor(NUM_READERS) as pool, count("Reading", "rows") as advance:
 
-        def take() -> None:
+        def take() -> int:
             file, rows = running.popleft().result()
             refused.append(rows.refused)
-            events.add(file, rows)
+            events.add(file, rows, is_text=kinds[file] in ("csv", "tsv"))
             advance(len(rows) + len(rows.refused))
+            return len(rows) + len(rows.refused)
 
         for part in parts:
             running.append(pool.submit(read, part))
             if len(running) > NUM_READERS:
-                take()
+                num_rows += take()
         while running:
-            take()
+            num_rows += take()
     events.finish()
-    return refused
+    return refused, num_rows
 
 
 def _limit_refused(refused: Sequence[pa.Table], num_rows: int, files: Sequence[str], max_refused: float) -> None:
@@ -309,7 +314,15 @@ def _work_folder(out: str | os.PathLike | None, overwrite: bool) -> Iterator[Pat
     aside.mkdir()
     try:
         yield aside
-        replace_folder(aside, out)
+        if overwrite:
+            replace_folder(aside, out)
+        else:
+            try:
+                aside.rename(out)
+            except OSError:
+                raise FileExistsError(
+                    f"`{out}` was written meanwhile. Choose another folder, or pass --overwrite."
+                ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -76,6 +76,11 @@ def read_files(sources: Sequence[Source], reading: Reading, notes: list[str]) ->
     Raises:
         ValueError: a file cannot be read, or has no column of users or items.
     """
+    if sum(source.format == "sequences" for source in sources) > 1 and reading.first_column != "user":
+        raise ValueError(
+            "Several files of sequence text: the line number cannot be the user, since each file begins with line 1. Start "
+            "each line with the user id, and pass --first-column user."
+        )
     for number, source in enumerate(sources):
         read = {"csv": _delimited, "tsv": _delimited, "parquet": _parquet, "jsonl": _json, "sequences": _sequences}
         yield from read[source.format](source, number, reading, notes)
@@ -131,7 +136,8 @@ def _parquet(source: Source, number: int, reading: Reading, notes: list[str]) ->
     with _open_parquet(source) as file:
         names, sample = file.schema_arrow.names, None
         if reading.time is None:
-            sample = pa.Table.from_batches([next(file.iter_batches(SAMPLE_ROWS), _no_rows(file))])
+            with source.errors():
+                sample = pa.Table.from_batches([next(file.iter_batches(SAMPLE_ROWS), _no_rows(file))])
         chosen = _choose(names, source, reading, notes, sample)
         own = [name for name in dict.fromkeys(chosen.values()) if name in names]
         yield from _typed(_batches(source, file, own), number, chosen, source.partitions)
@@ -165,12 +171,11 @@ def _typed(batches, number: int, names: Mapping, partitions: Mapping) -> Iterato
 
 def _json(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
     names, sample = json_lines.column_names(source, SAMPLE_ROWS)
-    if not names and source.partitions:
-        return
     table = _json_table(sample, names) if reading.time is None else None
-    chosen = _choose(names, source, reading, notes, table) if names else {}
-    own = {role: name for role, name in chosen.items() if name in names}
-    for part in json_lines.read_parts(source, number, own) if chosen else ():
+    # without one good line there are no columns, and every line is refused
+    chosen = _choose(names, source, reading, notes, table) if names else {"user": "user", "item": "item"}
+    own = {role: name for role, name in chosen.items() if name in names or not names}
+    for part in json_lines.read_parts(source, number, own):
         part.columns = {**part.columns, **_of_folder(chosen, own, source.partitions, len(part.lines))}
         yield partial(_same, part)
 
@@ -232,14 +237,21 @@ def as_table(frame: Any, argument: str) -> pa.Table:
     try:
         if isinstance(frame, pa.Table) or hasattr(frame, "__arrow_c_stream__"):
             table = pa.table(frame)
-            # PyArrow's functions do not know views
-            plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-            return table.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in table.schema]))
+            return table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(f"`{argument}` cannot be read: {error}") from None
     raise TypeError(
         f"`{argument}` must be a path, a list of paths or a data frame (pandas, Polars, PyArrow). Received: {type(frame).__name__}."
     )
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    """A type without views and dictionaries, which some of PyArrow's functions do not know."""
+    if isinstance(type_, pa.ListType | pa.LargeListType):
+        return pa.large_list(_plain(type_.value_type))
+    if pa.types.is_dictionary(type_):
+        return _plain(type_.value_type)
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(type_, type_)
 
 
 def _pandas_column(column: Any, name: str, argument: str) -> pa.Array:

@@ -84,9 +84,16 @@ def find_sources(path: str | os.PathLike, format: str | None) -> list[Source]:
     filesystem, place = _filesystem(text)
     is_glob = glob.has_magic(place) and not (isinstance(filesystem, pa.fs.LocalFileSystem) and os.path.exists(place))
     try:
-        root = place if not is_glob else re.split(r"[*?\[]", place)[0].rpartition("/")[0] or "."
+        root = (
+            place
+            if not is_glob
+            else re.split(r"[*?\[]", place)[0].rpartition("/")[0] or ("/" if place.startswith("/") else ".")
+        )
         found = filesystem.get_file_info(root)
-        if found.type == pa.fs.FileType.Directory:
+        if is_glob and isinstance(filesystem, pa.fs.LocalFileSystem):  # as a shell reads it: `*` stays within a folder
+            matched = sorted(set(glob.glob(place, recursive=True)))
+            files = [f for f in filesystem.get_file_info(matched) if f.is_file and _is_data(f.path, root)]
+        elif found.type == pa.fs.FileType.Directory:
             files = filesystem.get_file_info(pa.fs.FileSelector(root, recursive=True))
             files = [f for f in files if f.is_file and _is_data(f.path, root)]
             if is_glob:

@@ -64,7 +64,7 @@ def read_times(values: pa.Array, time_format: str | None = None) -> tuple[np.nda
         return _numbers(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
     if pa.types.is_integer(type_):
         if pa.types.is_uint64(type_):  # what an int64 cannot hold is no time
-            return _numbers(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+            return _numbers(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
         return _integers(values)
     if pa.types.is_null(type_):
         return np.zeros(len(values), np.uint8), np.zeros(len(values), np.int64)
