@@ -117,7 +117,7 @@ def test_k_has_a_limit(small):
 
 
 def test_a_limit_below_k_is_refused(run):
-    with pytest.raises(ValueError, match="`max_k` at least `k`. Received: k=10, max_k=3"):
+    with pytest.raises(ValueError, match="`max_k` must be at least `k`. Received: k=10, max_k=3"):
         build_serving_model(run, "exact", max_k=3)
 
 

@@ -145,8 +145,10 @@ def build_serving_model(
         filters: columns of the run's items that `recommend_filtered` filters by. Default: none.
         max_k: see `ServingModel`.
     """
-    if k < 1 or (max_k is not None and max_k < k):
-        raise ValueError(f"`k` must be at least 1, and `max_k` at least `k`. Received: k={k}, max_k={max_k}.")
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1. Received: {k}.")
+    if max_k is not None and max_k < k:
+        raise ValueError(f"`max_k` must be at least `k`. Received: k={k}, max_k={max_k}.")
     catalogue = tf.function(run.model.item_tower.catalogue, jit_compile=True)  # without a table of squares beside it
     needed = k + run.length_quantiles["50%"]
     built = build_index(index, catalogue(), storage=storage, queries=queries, recall=recall, k=needed)
