@@ -1,14 +1,13 @@
-"""Random requests to a model server that may take little more memory: `python benchmarks/fuzz.py EXPORT [REQUESTS
-[SEED]]`.
+"""Random requests to a server with little memory: `python benchmarks/fuzz.py EXPORT [REQUESTS [SEED [FLAG ...]]]`.
 
-Starts `tfrec-model-server` in a process of its own and limits its memory (`resource.prlimit`, RLIMIT_DATA) to what it
+Starts `tfrec-model-server FLAG ...` in a process of its own and limits its memory (`resource.prlimit`, RLIMIT_DATA) to what it
 has after its start and MEMORY_MIB more. Sends REQUESTS (default: 10,000) over REST and gRPC from two clients at a
 time: right requests, nearly right ones, any JSON, any bytes, long ids, deep nesting, shapes without values, bodies of
 1 MB, gzip. Prints the answers by code, the slowest answer, and the resident memory after a tenth of the requests, at
 the end, and at most.
 
 Ends with 1 where the server died, failed on a request that it should have answered or refused, wrote JSON that
-`JSON.parse` refuses, or took more than 500 ms.
+`JSON.parse` refuses, took more than 500 ms, or grew by more than GROWTH_MIB after the first tenth.
 
 A request has 64 rows at most, since an answer takes as long as its rows do. A slow answer is asked for twice more and
 its quickest time counts: other programs on the machine are not what is measured.
@@ -38,6 +37,8 @@ from tfrec_serving.wire import PREDICT, STATUS
 
 MEMORY_MIB = 512
 LONGEST_MS = 500.0
+GROWTH_MIB = 128
+"""Resident memory that may be added after a tenth of the requests: an allocator cannot give back every gap."""
 METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 SIGNATURES = {
     "serving_default": ["history"],
@@ -289,6 +290,9 @@ def fuzz(export: Path, number: int, seed: int = 0, *flags: str) -> Report:
                     report.faults.append(f"the server ended with {server.process.returncode}")
                     return report
                 report.memory_mib.append(status_mib(pid, "VmRSS"))
+        first, last = report.memory_mib
+        if last - first > GROWTH_MIB:
+            report.faults.append(f"the memory grew from {first:.0f} to {last:.0f} MiB")
         report.memory_mib.append(status_mib(pid, "VmHWM"))
     return report
 
@@ -296,7 +300,7 @@ def fuzz(export: Path, number: int, seed: int = 0, *flags: str) -> Report:
 def main() -> int:
     """Run and print."""
     number, seed = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((2, 10_000), (3, 0)))
-    report = fuzz(Path(sys.argv[1]), number, seed)
+    report = fuzz(Path(sys.argv[1]), number, seed, *sys.argv[4:])
     print(f"{report.codes.total():,} requests")
     print(*(f"  {code}: {n:,}" for code, n in sorted(report.codes.items())), sep="\n")
     print(f"slowest answer {report.slowest_ms:.0f} ms")
