@@ -89,21 +89,6 @@ def wanted_versions(base_path: Path, policy: Any) -> dict[int, Path]:
     return {number: folder for number, folder in folders.items() if number in wanted}
 
 
-def repeat(seconds: float, do: Callable[[], Any], stopped: threading.Event, name: str) -> threading.Thread:
-    """A thread that calls `do` again and again, until `stopped`; an error is logged, and the next call may do better."""
-
-    def run() -> None:
-        while not stopped.wait(seconds):
-            try:
-                do()
-            except Exception as error:
-                log.error("Could not %s: %s", name, error)
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    return thread
-
-
 class Models:
     """The models that a server holds, kept in step with their folders.
 
@@ -135,8 +120,17 @@ class Models:
             self.every(poll_seconds, self.poll, "look at the folders")
 
     def every(self, seconds: float, do: Callable[[], Any], name: str) -> None:
-        """Call `do` again and again until `stop`; `name` says in the log what could not be done."""
-        self._watchers.append(repeat(seconds, do, self._stopped, name))
+        """Call `do` again and again until `stop`. An error is logged by `name`, and the next call may do better."""
+
+        def run() -> None:
+            while not self._stopped.wait(seconds):
+                try:
+                    do()
+                except Exception as error:
+                    log.error("Could not %s: %s", name, error)
+
+        self._watchers.append(threading.Thread(target=run, name=name, daemon=True))
+        self._watchers[-1].start()
 
     def stop(self) -> None:
         """Stop watching."""

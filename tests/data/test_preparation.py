@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from logs import histories, write
 
 from tfrec.data.preparation import prepare
 from tfrec.data.prepared import PreparedData
@@ -44,21 +45,9 @@ REFUSED = [
 ]
 
 
-def histories(folder) -> dict[str, list[str]]:
-    """Item ids by user id."""
-    data = PreparedData.open(folder)
-    users = pq.read_table(folder / "users.parquet")["user_id"].to_pylist()
-    return {user: data.vocabulary.decode(data.history(u)) for u, user in enumerate(users)}
-
-
 def refused(folder) -> list[tuple[str, str]]:
     with (folder / "refused.csv").open(encoding="utf-8", newline="") as file:
         return [(row["line"], row["reason"]) for row in csv.DictReader(file)]
-
-
-def write(path, text: str | bytes):
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
 
 
 def test_every_kind_of_broken_row_is_refused_with_its_line(tmp_path):

@@ -8,6 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import logs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -122,8 +123,7 @@ def check(path: Path, expected, broken):
             prepare(path, max_refused=1)
         return
     data = prepare(path, max_refused=1)
-    users = data.users["user_id"].to_pylist()
-    assert {user: data.vocabulary.decode(data.history(u)) for u, user in enumerate(users)} == histories
+    assert logs.histories(data) == histories
     found = [(row["line"], row["reason"].partition(":")[0].partition(" (")[0]) for row in data.refused.to_pylist()]
     assert sorted(found) == refused
     assert (data.manifest["num_rows"], data.manifest["num_duplicates"]) == (num_rows, num_duplicates)

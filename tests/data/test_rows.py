@@ -13,22 +13,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from logs import histories, write
 
 from tfrec.data.items import read_items
 from tfrec.data.preparation import prepare
 from tfrec.data.readers import Reading, read_table
 from tfrec.data.rows import as_text
-
-
-def write(path, text: str | bytes):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def histories(data) -> dict[str, list[str]]:
-    """Item ids by user id."""
-    return {user: data.vocabulary.decode(data.history(u)) for u, user in enumerate(data.users["user_id"].to_pylist())}
 
 
 def log_of(tmp_path, kind: str, rows: list[dict], name: str = "log"):

@@ -14,6 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from serving_stubs import free_port, wait_for
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 
 from tfrec.deploy.saved_model import latest_version
@@ -177,20 +178,7 @@ def test_the_config_file_is_followed(tmp_path, exact_export, caplog):
         assert caplog.text.count("is no ModelServerConfig") == 1
 
 
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 # --- ports -------------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.mark.parametrize("taken", ["gRPC", "REST"])

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from serving_stubs import wait_for
 from tensorflow import make_tensor_proto
 from tensorflow_serving.apis import (
     get_model_status_pb2,
@@ -55,13 +56,6 @@ def write_config(path, *models):
 
 def model(name, base, rest=""):
     return f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {rest} }}'
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def publish_altered(base, number):

@@ -115,7 +115,7 @@ def prepare(
         options |= {"delimiter": delimiter and delimiter.replace("\\t", "\t"), "escape": escape, "tie_break": tie_break}
         options |= {"quote": None if quote == "none" else quote}
         if null_values is not None:
-            options["null_values"] = ["", *next(csv.reader([null_values]), [])]
+            options["null_values"] = next(csv.reader([null_values]), [])
         manifest = prepare_log(source, out_, **options).manifest
     if as_json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))

@@ -27,6 +27,11 @@ NEWLINE, RETURN = 10, 13
 TYPED_HEADER = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 """How RecBole's atomic files write a column's name."""
 
+REMEDY = (
+    "Where quotes are characters like others, pass --quote none; where a backslash stands before a quote that is part of a field, "
+    "pass --escape '\\'."
+)
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -110,17 +115,18 @@ class Block:
         return pa.Table.from_arrays(arrays, list(chosen))
 
 
+class _QuoteError(Exception):
+    """Text follows a closing quote: where, and where lines end."""
+
+    def __init__(self, at: int, breaks: np.ndarray) -> None:
+        self.at, self.breaks = at, breaks
+
+
 def read_sample(block: Block, num_rows: int) -> pa.Table:
     """The first rows of a block, every column, as text; for a guess only: what does not parse is left out."""
     first = block.data.split(b"\n", num_rows)[:num_rows]
     sample = Block(b"\n".join(first) + b"\n", block.lines[:0], block.dialect, block.name)
     return sample.parse(block.dialect.names, lambda row: "skip")
-
-
-REMEDY = (
-    "Where quotes are characters like others, pass --quote none; where a backslash stands before a quote that is part of a field, "
-    "pass --escape '\\'."
-)
 
 
 def read_dialect(
@@ -220,13 +226,6 @@ def read_blocks(source: Source, dialect: Dialect) -> Iterator[Block]:
         raise ValueError(
             f"`{source.name}` cannot be split into rows: on line {at}, text follows the quote that closes a field. {REMEDY}"
         ) from None
-
-
-class _QuoteError(Exception):
-    """Text follows a closing quote: where, and where lines end."""
-
-    def __init__(self, at: int, breaks: np.ndarray) -> None:
-        self.at, self.breaks = at, breaks
 
 
 def _row_ends(data: bytes, dialect: Dialect, is_last: bool) -> tuple[bytes, np.ndarray, np.ndarray, int | None]:

@@ -16,11 +16,9 @@ import pyarrow.compute as pc
 
 from tfrec.data.arrays import pieces
 from tfrec.data.rows import PLACES, REFUSED, Rows, is_pointed
-from tfrec.data.times import DATES, UNITS, YEAR_1990, Kind, nanoseconds, plausible, tomorrow
+from tfrec.data.times import DATES, NANOSECONDS, UNITS, YEAR_1990, Kind, nanoseconds, plausible, tomorrow
 
 BATCH_ROWS = 3_000_000
-RESOLUTIONS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-"""Nanoseconds in a unit of the stored times, coarsest first."""
 SORT_MEMORY = "600MB"
 
 
@@ -62,9 +60,9 @@ class Events:
             f"{', tie VARCHAR' if has_tie else ''})"
         )
 
-    def add(self, file: int, rows: Rows, is_text: bool = False) -> None:
-        """Add the good rows of a part of a file; `is_text` where it knows no numbers."""
-        for role in ("user", "item") if is_text else ():
+    def add(self, file: int, rows: Rows) -> None:
+        """Add the good rows of a part of a file."""
+        for role in ("user", "item") if rows.is_untyped else ():
             if len(rows) and self._pointed.get((file, role), True):
                 self._pointed[file, role] = is_pointed(getattr(rows, role))
         self._batch.append(rows)
@@ -143,7 +141,7 @@ class Events:
         self.con.execute(f"CREATE VIEW timed AS SELECT *, {nanoseconds(unit)} AS t FROM events")
         *loses, early, late, numbers, instants, good = self.con.execute(
             "SELECT "
-            + ", ".join(f"count(*) FILTER (t % {ns} <> 0)" for ns in RESOLUTIONS.values())
+            + ", ".join(f"count(*) FILTER (t % {ns} <> 0)" for ns in NANOSECONDS.values())
             + f", count(*) FILTER (t < {YEAR_1990 * 10**9}), count(*) FILTER (t > {tomorrow() * 10**9})"
             + f", count(*) FILTER (kind <> {int(Kind.INSTANT)}), count(*) FILTER (kind = {int(Kind.INSTANT)}), count(*) "
             + "FROM timed WHERE t >= 0"
@@ -160,7 +158,7 @@ class Events:
             )
             # by row: the events of a session share their place
             self.con.execute(f"DELETE FROM events WHERE {nanoseconds(unit)} IS NULL OR {nanoseconds(unit)} < 0")
-        resolution = next(name for name, lost in zip(RESOLUTIONS, loses, strict=True) if not lost)
+        resolution = next(name for name, lost in zip(NANOSECONDS, loses, strict=True) if not lost)
         if early or late:
             notes.append(
                 f"warning: {early:,} times lie before 1990 and {late:,} after tomorrow: is the unit right? "
@@ -172,7 +170,7 @@ class Events:
     def by_user(self, times: Times) -> Iterator[tuple[np.ndarray, ...]]:
         """Batches of `(user, item, time, place, position)` by user and time; equal times in the order of the tie-break, then
         of the log. The events of a user are in one batch."""
-        time = f"t // {RESOLUTIONS[times.resolution]}" if times.is_given else "0::BIGINT"
+        time = f"t // {NANOSECONDS[times.resolution]}" if times.is_given else "0::BIGINT"
         order = ["u", *(["t"] if times.is_given else [])]
         if self.has_tie:
             found = self.con.execute("SELECT count(tie), count(TRY_CAST(tie AS DOUBLE)) FROM events").fetchall()[0]

@@ -121,19 +121,18 @@ def prepare(
             files = given = ["(in memory)"]
             parts = read_frame(log, reading, notes)
         events = Events(con, has_tie=tie_break is not None)
-        kinds = ["(frame)"] if not isinstance(log, list | tuple) else [source.format for source in sources]
-        refused, num_rows = _read(parts, events, files, kinds, reading)
+        refused, num_rows = _read(parts, events, files, reading)
         try:
             times, late = events.times(notes)
             refused.append(late)
             _limit_refused(refused, num_rows, files, max_refused)
-            arrays, users_of, catalogue, counts, late = _collect(
+            arrays, users_of, catalogue, counts, repeated = _collect(
                 events, times, aside, duplicates, min_user_events, min_item_events
             )
         except duckdb.Error as error:
             text = str(error).splitlines()[0]
             raise ValueError(f"The log cannot be prepared: {text}. Nothing was written.") from error
-        refused.append(late)
+        refused.append(repeated)
         _limit_refused(refused, num_rows, files, max_refused)
         table = _refused_rows(refused, files)
         num_events = len(arrays[0])
@@ -162,7 +161,7 @@ def prepare(
 
 
 def _read(
-    parts: Iterator[Callable[[], Part]], events: Events, files: Sequence[str], kinds: Sequence[str], reading: Reading
+    parts: Iterator[Callable[[], Part]], events: Events, files: Sequence[str], reading: Reading
 ) -> tuple[list[pa.Table], int]:
     """Read and check the parts of a log, some at a time, in order; return the refused rows, and how many rows there are."""
     refused: list[pa.Table] = []
@@ -181,9 +180,10 @@ def _read(
         def take() -> int:
             file, rows = running.popleft().result()
             refused.append(rows.refused)
-            events.add(file, rows, is_text=kinds[file] in ("csv", "tsv"))
-            advance(len(rows) + len(rows.refused))
-            return len(rows) + len(rows.refused)
+            events.add(file, rows)
+            number = len(rows) + len(rows.refused)
+            advance(number)
+            return number
 
         for part in parts:
             running.append(pool.submit(read, part))
@@ -223,8 +223,9 @@ def _collect(
     """Sort the events, drop duplicates and rare users and items.
 
     Returns:
-        `(arrays, users, catalogue, counts, refused)`: `item_index`, `timestamp` and `offsets`, in files of `folder` where there
-        is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest.
+        `(arrays, users, catalogue, counts, repeated)`: `item_index`, `timestamp` and `offsets`, in files of `folder` where there
+        is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest; the
+        duplicates that are refused.
     """
     lengths, item_counts = (np.zeros(len(events.ids[role]), np.int64) for role in ("user", "item"))
     indexes, stamps = ArrayWriter(folder, "item_index", np.int32), ArrayWriter(folder, "timestamp", np.int64)
@@ -277,8 +278,8 @@ def _collect(
     for file in np.unique(places // PLACES) if duplicates == "refuse" else ():
         lines = np.sort(places[places // PLACES == file] % PLACES)
         refused.append(refused_table(int(file), lines.tolist(), ["duplicate of an earlier row"] * len(lines)))
-    late = pa.concat_tables([refused_table(0, [], []), *refused])
-    return (item_index, timestamp, borders.finish()), users, catalogue, counts, late
+    repeated = pa.concat_tables([refused_table(0, [], []), *refused])
+    return (item_index, timestamp, borders.finish()), users, catalogue, counts, repeated
 
 
 def _with_properties(catalogue: pa.Table, properties: pa.Table, notes: list[str]) -> tuple[pa.Table, dict[str, int]]:

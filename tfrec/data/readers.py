@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,7 @@ def _delimited_part(block: delimited.Block, number: int, names: dict, partitions
     own = {role: name for role, name in names.items() if name is not None and name in block.dialect.names}
     table, lines, bad = block.read(list(dict.fromkeys(own.values())))
     columns = {role: table[name].combine_chunks() for role, name in own.items()}
-    return Part(number, columns | _of_folder(names, own, partitions, len(lines)), lines, bad)
+    return Part(number, columns | _of_folder(names, own, partitions, len(lines)), lines, bad, is_untyped=True)
 
 
 def _choose(names, source: Source, reading: Reading, notes: list[str], sample: pa.Table | None = None) -> dict:
@@ -176,12 +176,8 @@ def _json(source: Source, number: int, reading: Reading, notes: list[str]) -> It
     chosen = _choose(names, source, reading, notes, table) if names else {"user": "user", "item": "item"}
     own = {role: name for role, name in chosen.items() if name in names or not names}
     for part in json_lines.read_parts(source, number, own):
-        part.columns = {**part.columns, **_of_folder(chosen, own, source.partitions, len(part.lines))}
-        yield partial(_same, part)
-
-
-def _same(part: Part) -> Part:
-    return part
+        columns = {**part.columns, **_of_folder(chosen, own, source.partitions, len(part.lines))}
+        yield partial(replace, part, columns=columns)
 
 
 def _json_table(objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
@@ -204,9 +200,9 @@ def _sequences(source: Source, number: int, reading: Reading, notes: list[str]) 
     lines: list[int] = []
     bad: list[tuple[int, str]] = []
 
-    def part() -> Part:
+    def part() -> Callable[[], Part]:
         columns = {"user": pa.array(users, pa.string()), "item": pa.array(sessions, pa.list_(pa.string()))}
-        return Part(number, columns, np.array(lines, np.int64), list(bad))
+        return partial(Part, number, columns, np.array(lines, np.int64), list(bad))
 
     for line, text in json_lines.read_lines(source):
         if text is None:
@@ -217,10 +213,10 @@ def _sequences(source: Source, number: int, reading: Reading, notes: list[str]) 
             sessions.append(items)
             lines.append(line)
         if len(lines) + len(bad) >= CHUNK_ROWS // 50:
-            yield partial(_same, part())
+            yield part()
             for column in (users, sessions, lines, bad):
                 column.clear()
-    yield partial(_same, part())
+    yield part()
 
 
 def as_table(frame: Any, argument: str) -> pa.Table:

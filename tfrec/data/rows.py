@@ -29,17 +29,22 @@ class Part:
             is a session.
         lines: int64 array: the line on which each row starts; without lines (Parquet, data frames), its number from 1.
         bad: `(line, reason)` of what is no row.
+        is_untyped: bool, whether the file writes numbers as text, so that a column of floats cannot be told by its type.
     """
 
     file: int
     columns: Mapping[str, pa.Array]
     lines: np.ndarray
     bad: Sequence[tuple[int, str]] = ()
+    is_untyped: bool = False
 
 
 @dataclass
 class Rows:
-    """Checked rows. `user`, `item` and `tie` are text; `kind` and `value` see `read_times`; `position` counts within a session."""
+    """Checked rows of a `Part`.
+
+    `user`, `item` and `tie` are text; `kind` and `value` see `read_times`; `position` counts within a session.
+    """
 
     user: pa.Array
     item: pa.Array
@@ -49,6 +54,7 @@ class Rows:
     position: np.ndarray
     tie: pa.Array | None
     refused: pa.Table = field(repr=False)
+    is_untyped: bool
 
     def __len__(self) -> int:
         return len(self.place)
@@ -73,13 +79,16 @@ def check(part: Part, null_values: Sequence[str] = NULL_VALUES, time_format: str
     if is_list(columns["item"].type):
         columns, lines, position, short = _explode(columns, lines)
         bad += short
-    reason = np.full(len(lines), None, object)
+    reason, is_bad = np.empty(len(lines), object), np.zeros(len(lines), bool)
 
     def refuse(where: np.ndarray, text: str, details: pa.Array | None = None) -> None:
-        where = where & (reason == None)  # noqa: E711
+        where = where & ~is_bad
         if where.any():
-            shown = details.filter(pa.array(where)).to_pylist() if details is not None else [None] * int(where.sum())
-            reason[where] = [text if detail is None else f"{text}: {detail[:40]}" for detail in shown]
+            is_bad[where] = True
+            reason[where] = text
+            if details is not None:
+                shown = details.filter(pa.array(where)).cast(pa.string()).to_pylist()
+                reason[where] = [f"{text}: {detail[:40]}" for detail in shown]
 
     texts = {}
     for role in ("user", "item", "time", "tie"):
@@ -92,22 +101,17 @@ def check(part: Part, null_values: Sequence[str] = NULL_VALUES, time_format: str
             raise ValueError(f"the {role} column {error}") from None
         refuse(is_broken, "broken UTF-8")
     for role in ("user", "item"):
-        if texts[role].null_count:
-            refuse(texts[role].is_null().to_numpy(zero_copy_only=False), f"missing {role} id")
+        refuse(texts[role].is_null().to_numpy(zero_copy_only=False), f"missing {role} id")
     kind, value = np.zeros(len(lines), np.uint8), np.zeros(len(lines), np.int64)
     if "time" in columns:
+        times = texts.get("time", columns["time"])
         try:
-            kind, value = read_times(texts.get("time", columns["time"]), time_format)
+            kind, value = read_times(times, time_format)
         except ValueError as error:
             raise ValueError(f"the time column: {error}") from None
-        shown = texts["time"] if "time" in texts else columns["time"].cast(pa.string())
-        if (kind == Kind.WRONG).any():
-            refuse(kind == Kind.WRONG, "time does not parse", shown)
-        if (value < 0).any():
-            refuse(value < 0, "time is before 1970", shown)
+        refuse(kind == Kind.WRONG, "time does not parse", times)
+        refuse(value < 0, "time is before 1970", times)
     place = part.file * PLACES + lines
-    tie = texts.get("tie")
-    is_bad = reason != None  # noqa: E711
     refused = refused_table(
         part.file, [*(line for line, _ in bad), *lines[is_bad]], [*(r for _, r in bad), *reason[is_bad]]
     )
@@ -115,8 +119,7 @@ def check(part: Part, null_values: Sequence[str] = NULL_VALUES, time_format: str
         good = ~is_bad
         texts = {role: text.filter(pa.array(good)) for role, text in texts.items()}
         kind, value, place, position = kind[good], value[good], place[good], position[good]
-        tie = texts.get("tie")
-    return Rows(texts["user"], texts["item"], kind, value, place, position, tie, refused)
+    return Rows(texts["user"], texts["item"], kind, value, place, position, texts.get("tie"), refused, part.is_untyped)
 
 
 def refused_table(file: int, lines: Sequence[int], reasons: Sequence[str]) -> pa.Table:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
@@ -56,12 +57,17 @@ class Source:
         Raises:
             ValueError: the file cannot be opened, read or decompressed.
         """
-        with self.errors():
-            with self.filesystem.open_input_stream(self.path, compression="detect") as stream:
-                start = stream.read(2)
-            with self.filesystem.open_input_stream(self.path, compression="detect") as stream:
-                is_utf_16 = start in (b"\xff\xfe", b"\xfe\xff")
-                yield pa.transcoding_input_stream(stream, "utf-16", "utf-8") if is_utf_16 else stream
+        with self.errors(), self._open() as stream:
+            yield pa.transcoding_input_stream(stream, "utf-16", "utf-8") if self._is_utf_16 else stream
+
+    def _open(self) -> pa.NativeFile:
+        return self.filesystem.open_input_stream(self.path, compression="detect")
+
+    @cached_property
+    def _is_utf_16(self) -> bool:
+        """Whether the file begins with a byte order mark of UTF-16; a file is opened several times and looked at once."""
+        with self._open() as stream:
+            return stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -84,11 +90,7 @@ def find_sources(path: str | os.PathLike, format: str | None) -> list[Source]:
     filesystem, place = _filesystem(text)
     is_glob = glob.has_magic(place) and not (isinstance(filesystem, pa.fs.LocalFileSystem) and os.path.exists(place))
     try:
-        root = (
-            place
-            if not is_glob
-            else re.split(r"[*?\[]", place)[0].rpartition("/")[0] or ("/" if place.startswith("/") else ".")
-        )
+        root = _folder_before_pattern(place) if is_glob else place
         found = filesystem.get_file_info(root)
         if is_glob and isinstance(filesystem, pa.fs.LocalFileSystem):  # as a shell reads it: `*` stays within a folder
             matched = sorted(set(glob.glob(place, recursive=True)))
@@ -131,6 +133,15 @@ def _filesystem(text: str) -> tuple[pa.fs.FileSystem, str]:
             f"`{text}` cannot be read: {_sentence(error)} Paths, file://, s3:// and gs:// can; "
             "credentials come from the environment."
         ) from None
+
+
+def _folder_before_pattern(place: str) -> str:
+    """The part of a glob before its first wildcard.
+
+    >>> [_folder_before_pattern(place) for place in ("log/*/a*.csv", "*.csv", "/d*/a.csv")]
+    ['log', '.', '/']
+    """
+    return re.split(r"[*?\[]", place)[0].rpartition("/")[0] or ("/" if place.startswith("/") else ".")
 
 
 def _sentence(error: Exception) -> str:

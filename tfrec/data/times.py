@@ -15,8 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tfrec.data.prepared import RESOLUTIONS
+
 SECOND = 10**9
 """Nanoseconds."""
+NANOSECONDS = {name: SECOND // ticks for name, ticks in RESOLUTIONS.items()}
+"""Nanoseconds in a unit of stored times and of timestamps, coarsest first."""
 YEAR_1990 = 631_152_000
 """Seconds. Between it and tomorrow, a time is plausible."""
 UNITS = {"seconds": SECOND, "milliseconds": 10**6, "microseconds": 10**3, "nanoseconds": 1}
@@ -89,9 +93,9 @@ def _is_valid(values: pa.Array) -> np.ndarray:
 
 def _instants(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Dates and timestamps of any unit; one that nanoseconds cannot hold is wrong."""
-    unit = {"s": SECOND, "ms": 10**6, "us": 10**3, "ns": 1}.get(getattr(values.type, "unit", "ms"), 1)
     if pa.types.is_date(values.type):
-        values, unit = values.cast(pa.date64()), 10**6
+        values = values.cast(pa.timestamp("ms"))
+    unit = NANOSECONDS[values.type.unit]
     number = pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
     fits = np.abs(number) <= np.iinfo(np.int64).max // unit
     kind = np.where(fits, Kind.INSTANT, Kind.WRONG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse
 
+from tfrec.data.arrays import bincount
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 
 
@@ -17,7 +18,7 @@ class Popularity:
     """
 
     def __init__(self, item_index: np.ndarray, num_items: int) -> None:
-        self.counts = np.bincount(np.asarray(item_index) - FIRST_ITEM_INDEX, minlength=num_items)
+        self.counts = bincount(np.asarray(item_index), FIRST_ITEM_INDEX + num_items)[FIRST_ITEM_INDEX:]
 
     def scores(self, num_rows: int) -> np.ndarray:
         """Float64 `(num_rows, num_items)`: the same row for everyone."""

@@ -87,27 +87,24 @@ class ItemFilter(tf.Module):
         """
         number = tf.shape(allow)[0]
         items = tf.broadcast_to(items, (number, tf.shape(items)[1]))
-        allowed, denied = self._table(allow), self._table(deny)
+        first = tf.range(number) * self._num_codes
+        tables = self._table(allow, first), self._table(deny, first)
         is_named = tf.zeros_like(allow, tf.bool)  # whether an attribute of ours is meant
         lets_through = tf.ones((), tf.bool)
-        first = tf.range(number) * self._num_codes
         for name, values in zip(self.names, self._values, strict=True):
             is_mine = tf.strings.regex_full_match(allow, f"{re.escape(name)}=(?s:.*)")
             is_named = tf.logical_or(is_named, is_mine)
             is_open = ~tf.reduce_any(is_mine, axis=1, keepdims=True)
-            has_allowed, has_denied = values.have_one_of((allowed, denied), items, first)
+            has_allowed, has_denied = values.have_one_of(tables, items, first)
             lets_through &= tf.logical_and(tf.logical_or(is_open, has_allowed), ~has_denied)
         is_sound = tf.reduce_all(tf.logical_or(is_named, tf.equal(allow, "")), axis=1, keepdims=True)
         return tf.logical_and(lets_through, is_sound)
 
-    def _table(self, wanted):
-        """Which codes a request names: int32 `(R * codes,)`, 1 or 0."""
+    def _table(self, wanted, first):
+        """How often a request names each code, which begin at `first`, `(R,)`: int32 `(R * codes,)`."""
         codes = self._codes.lookup(wanted)  # R A
-        first = tf.range(tf.shape(wanted)[0])[:, tf.newaxis] * self._num_codes
         is_known = tf.cast(codes > NO_VALUE, tf.int32)
-        size = tf.shape(wanted)[0] * self._num_codes
-        named = tf.math.unsorted_segment_max(tf.reshape(is_known, (-1,)), tf.reshape(first + codes, (-1,)), size)
-        return tf.maximum(named, 0)
+        return tf.math.unsorted_segment_sum(is_known, first[:, tf.newaxis] + codes, tf.size(first) * self._num_codes)
 
 
 class _Values(tf.Module):
