@@ -171,7 +171,7 @@ def test_rare_users_and_items_are_dropped_until_none_is_left(tmp_path):
         ("log.csv", "", "is empty"),
         ("log.csv", "user,item,time\n", "no rows"),
         ("log.csv", "user,what,time\nu,a,1\n", "no column looks like the item id. Its columns: user, what, time"),
-        ("log.csv", "user,item,item\nu,a,1\n", "two columns have the same name"),
+        ("log.csv", "user,item,item\nu,a,1\n", "two columns have the name"),
         ("log.bin", "x", "no format is known for the ending '.bin'"),
         ("log.parquet", "x", "is not a Parquet file"),
         ("log.jsonl", "\n", "no rows"),

@@ -570,9 +570,9 @@ def test_delimiters_quotes_and_escapes(tmp_path):
     found = prepare(movielens, format="csv", delimiter="::", columns=["user", "item", "rating", "time"], items=items)
     assert found.items["title"].to_pylist() == ['Cuckoo\'s "Nest"', None]
     for options, message in (
-        ({"quote": "ab"}, "--quote must be one ASCII character, or none. Received: 'ab'"),
+        ({"quote": "ab"}, "--quote must be one ASCII character and no line break, or none. Received: 'ab'"),
         ({"escape": "é"}, "--escape must be one ASCII character"),
-        ({"delimiter": ""}, "--delimiter must not be empty"),
+        ({"delimiter": ""}, "--delimiter must be ASCII characters"),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(single, **options)

@@ -50,6 +50,9 @@ def prepare(
             help="Texts that mean `missing`, with commas. Default: NULL, \\N, None, nan, NA, N/A and their like."
         ),
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of text files, such as latin-1; UTF-8 or marked UTF-16 when left out.")
+    ] = None,
     time_format: Annotated[
         str | None,
         typer.Option(help="Format of times that are neither numbers nor ISO 8601, such as '%m/%d/%Y %I:%M:%S %p'."),
@@ -62,6 +65,18 @@ def prepare(
         str | None, typer.Option(help="`user` when each line of sequence text starts with the user id.")
     ] = None,
     items: Annotated[str | None, typer.Option(help="File of item properties: item id, title, anything else.")] = None,
+    items_format: Annotated[
+        str | None, typer.Option(help="Format of the item file; told from its ending when left out.")
+    ] = None,
+    items_columns: Annotated[
+        str | None, typer.Option(help="Names, with commas, for the columns of an item file without a header line.")
+    ] = None,
+    items_delimiter: Annotated[
+        str | None, typer.Option(help="What stands between the fields of the item file, where not as in the log.")
+    ] = None,
+    items_quote: Annotated[
+        str | None, typer.Option(help="Quotes of the item file, where not as in the log; none: no quotes.")
+    ] = None,
     max_refused: Annotated[float, typer.Option(help="Share of refused rows above which nothing is written.")] = 0.01,
     min_user_events: Annotated[int, typer.Option(help="Drop users with fewer events.")] = 1,
     min_item_events: Annotated[int, typer.Option(help="Drop items with fewer events.")] = 1,
@@ -109,13 +124,16 @@ def prepare(
         )
         manifest = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made).manifest
     else:
-        names = next(csv.reader([columns])) if columns else []
         told: dict[str, Any] = {"user": user, "item": item, "time": time, "items": items, "format": format}
-        options |= told | {"columns": names, "first_column": first_column, "time_format": time_format}
-        options |= {"delimiter": delimiter and delimiter.replace("\\t", "\t"), "escape": escape, "tie_break": tie_break}
+        options |= told | {"columns": _list(columns), "first_column": first_column, "time_format": time_format}
+        options |= {"delimiter": _tab(delimiter), "escape": escape, "tie_break": tie_break, "encoding": encoding}
         options |= {"quote": None if quote == "none" else quote}
         if null_values is not None:
-            options["null_values"] = next(csv.reader([null_values]), [])
+            options["null_values"] = _list(null_values)
+        of_items = {"format": items_format, "columns": _list(items_columns), "delimiter": _tab(items_delimiter)}
+        options["items_options"] = {name: value for name, value in of_items.items() if value}
+        if items_quote is not None:
+            options["items_options"]["quote"] = None if items_quote == "none" else items_quote
         manifest = prepare_log(source, out_, **options).manifest
     if as_json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
@@ -138,3 +156,12 @@ def prepare(
         )
     if manifest["num_filtered_events"]:
         out.print(f"Left out {manifest['num_filtered_events']:,} events of rare users and items.")
+
+
+def _list(names: str | None) -> list[str]:
+    """Names with commas between them, quoted as in CSV."""
+    return next(csv.reader([names]), []) if names else []
+
+
+def _tab(delimiter: str | None) -> str | None:
+    return delimiter and delimiter.replace("\\t", "\t")

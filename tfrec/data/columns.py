@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from tfrec.data.times import looks_like_times
+from tfrec.data.times import share_of_times
 
 COMMON_NAMES = {
     "user": (
@@ -26,8 +26,6 @@ COMMON_NAMES = {
 """Names of columns in public logs, most specific first, compared in lower case."""
 EVENT_TYPES = ("event", "event_type", "eventtype", "event_name", "behavior", "behavior_type", "action", "action_type")
 """Names of columns that tell what kind of event a row is."""
-SAMPLE_ROWS = 1000
-"""Rows of a file that a guess by content looks at."""
 
 
 def choose_columns(
@@ -35,7 +33,7 @@ def choose_columns(
     told: Mapping[str, str | None],
     where: str,
     notes: list[str],
-    sample: pa.Table | None = None,
+    samples: Sequence[pa.Table] = (),
 ) -> dict[str, str | None]:
     """Choose the columns of the user, the item and the time: as told, else by common names, a time also by content.
 
@@ -46,27 +44,33 @@ def choose_columns(
     "user column: 'customer' (guessed; --user sets it)"
 
     Args:
-        names: the columns there are.
+        names: the columns there are; an empty name is no column.
         told: column names by role, `user`, `item`, `time` and perhaps `tie`; a role without one is guessed, but for `tie`.
         where: how errors name the log.
         notes: a list that each guess is added to, for a person to read.
-        sample: the first rows, to find a column of times in. Default: none.
+        samples: some rows of each of some files, to find a column of times in. Default: none.
     Returns:
         dict, column name by role; `time` may be None.
     Raises:
-        ValueError: a named column is missing, or no column looks like the user or the item.
+        ValueError: a named column is missing, no column looks like the user or the item, or two have the name of one.
     """
     chosen: dict[str, str | None] = {}
     lower = {name.strip().lower(): name for name in reversed(names)}
+    # one part may lack the times that others have
+    times = {
+        n: max((share_of_times(sample[n]) for sample in samples), default=0.0) for n in names if names.count(n) == 1
+    }
     for role in ("user", "item", "time"):
         name = _named(names, told, role, where)
-        guess = next((lower[n] for n in COMMON_NAMES[role] if n in lower), None)
-        how = "guessed"
-        if role == "time" and guess is None and name is None and sample is not None:
-            of_times = [n for n in names if n not in chosen.values() and looks_like_times(sample[n])]
-            if len(of_times) == 1:
+        guesses = [lower[n] for n in COMMON_NAMES[role] if n in lower]
+        guess, how = next(iter(guesses), None), "guessed"
+        if role == "time" and name is None:
+            # `date` and `time` side by side: the hour alone is no time
+            guess = next((g for g in guesses if times.get(g, 0) >= 0.5), guess)
+            of_times = [n for n in times if n and n not in chosen.values() and times[n] == 1]
+            if guess is None and len(of_times) == 1:
                 guess, how = of_times[0], "guessed: its values are times"
-            elif of_times:
+            elif guess is None and of_times:
                 notes.append(f"several columns hold times: {', '.join(of_times)} (--time names the one to use)")
         chosen[role] = name or guess
         if chosen[role] is None and role != "time":
@@ -74,14 +78,13 @@ def choose_columns(
                 f"{where}: no column looks like the {role} id. Its columns: {', '.join(names)}. Name it "
                 f"with --{role}; name the columns of a file without a header line with --columns."
             )
-        if name is None:
-            notes.append(
-                f"{role} column: {guess!r} ({how}; --{role} sets it)"
-                if guess
-                else "no time column: events keep the order of the file (--time names one)"
-            )
+        if name is None and guess is not None:
+            notes.append(f"{role} column: {guess!r} ({how}; --{role} sets it)")
     if told.get("tie"):
         chosen["tie"] = _named(names, told, "tie", where)
+    twice = next((name for name in chosen.values() if name is not None and list(names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{where}: two columns have the name {twice!r}. Rename one of them.")
     kind = next((lower[n] for n in EVENT_TYPES if n in lower and lower[n] not in chosen.values()), None)
     if kind is not None:
         notes.append(f"column {kind!r} looks like the type of the event: rows of every type are read alike")
@@ -89,7 +92,7 @@ def choose_columns(
 
 
 def _named(names: Sequence[str], told: Mapping[str, str | None], role: str, where: str) -> str | None:
-    """The column that was named for a role."""
+    """The column that was named for a role; raises where there is none."""
     name = told.get(role)
     if name is not None and name not in names:
         option = "--tie-break" if role == "tie" else f"--{role}"

@@ -7,6 +7,7 @@ many. A quote that opens and does not close cannot be told from a long field: su
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,13 @@ from tfrec.data.sources import Source
 BLOCK_BYTES = 1 << 24
 MAX_ROW_BYTES = 1 << 24
 """A longer row is a quote that was not closed."""
+DELIMITERS = (",", ";", "\t", "::", "|")
+"""What may stand between fields, where nobody says: the one that the first line has most of."""
 STAND_IN = "\x1f"
 """Stands for a delimiter of several characters: PyArrow takes one."""
 NEWLINE, RETURN = 10, 13
+MARK = b"\xef\xbb\xbf"
+"""The byte order mark of UTF-8."""
 TYPED_HEADER = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 """How RecBole's atomic files write a column's name."""
 
@@ -97,9 +102,11 @@ class Block:
         numbers = [str(number) for number in range(len(dialect.names))]  # names may be empty
         chosen = {name: numbers[dialect.names.index(name)] for name in columns}
         kinds = dict.fromkeys(chosen.values(), pa.binary())
+        # PyArrow skips a blank line, and a byte order mark at the start, which within a file belongs to the field
+        data = b"\n" + self.data if self.data.startswith(MARK) else self.data
         table = pa.csv.read_csv(
-            pa.BufferReader(self.data),
-            pa.csv.ReadOptions(column_names=numbers, use_threads=False, block_size=max(1, len(self.data))),
+            pa.BufferReader(data),
+            pa.csv.ReadOptions(column_names=numbers, use_threads=False, block_size=max(1, len(data))),
             pa.csv.ParseOptions(
                 delimiter=dialect.delimiter if len(dialect.delimiter) == 1 else STAND_IN,
                 quote_char=dialect.quote or False,
@@ -126,7 +133,7 @@ def read_sample(block: Block, num_rows: int) -> pa.Table:
     """The first rows of a block, every column, as text; for a guess only: what does not parse is left out."""
     first = block.data.split(b"\n", num_rows)[:num_rows]
     sample = Block(b"\n".join(first) + b"\n", block.lines[:0], block.dialect, block.name)
-    return sample.parse(block.dialect.names, lambda row: "skip")
+    return sample.parse(list(dict.fromkeys(block.dialect.names)), lambda row: "skip")
 
 
 def read_dialect(
@@ -139,18 +146,13 @@ def read_dialect(
     """The dialect of a file: what is not told is told from its first line.
 
     Raises:
-        ValueError: an option is no single character, or two columns have the same name.
+        ValueError: the first line cannot be read.
     """
-    for option, value in (("--quote", quote), ("--escape", escape)):
-        if value is not None and len(value.encode()) != 1:
-            raise ValueError(f"{option} must be one ASCII character, or none. Received: {value!r}.")
-    if delimiter is not None and not delimiter:
-        raise ValueError("--delimiter must not be empty.")
     with source.open() as stream:
-        start = stream.read(1 << 20).removeprefix(b"\xef\xbb\xbf")
+        start = stream.read(1 << 20).removeprefix(MARK)
     first = re.split(rb"\r\n|\n|\r", start, maxsplit=1)[0].decode(errors="replace")
     if delimiter is None:
-        delimiter = "\t" if source.format == "tsv" else max(",;\t|", key=first.count)
+        delimiter = "\t" if source.format == "tsv" else max(DELIMITERS, key=first.count)
     if columns:
         dialect = Dialect(tuple(columns), delimiter, quote, escape, has_header=False)
     else:
@@ -158,7 +160,7 @@ def read_dialect(
             names = first.split(delimiter)
         else:
             rows = csv.reader(
-                start.decode(errors="replace").splitlines(keepends=True),
+                io.StringIO(start.decode(errors="replace"), newline=""),
                 delimiter=delimiter,
                 **({"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}),
                 escapechar=escape,
@@ -173,8 +175,6 @@ def read_dialect(
             lists = [match[1] for match in typed if match[2].endswith("_seq")]  # type: ignore[index]
             names = [match[1] for match in typed]  # type: ignore[index]
         dialect = Dialect(tuple(names), delimiter, quote, escape, lists=frozenset(lists))
-    if len(set(dialect.names)) < len(dialect.names):
-        raise ValueError(f"`{source.name}`: two columns have the same name: {', '.join(dialect.names)}.")
     return dialect
 
 
@@ -192,7 +192,7 @@ def read_blocks(source: Source, dialect: Dialect) -> Iterator[Block]:
                 is_last = not read
                 data = rest + read
                 if is_first:
-                    data = data.removeprefix(b"\xef\xbb\xbf")
+                    data = data.removeprefix(MARK)
                 if is_last and data and data[-1] not in (NEWLINE, RETURN):
                     data += b"\n"
                 data, ends, breaks, open_at = _row_ends(data, dialect, is_last)
@@ -275,12 +275,16 @@ def _structural(
     if not len(quotes):
         return quotes
     delimiter = np.frombuffer(dialect.delimiter.encode(), np.uint8)
-    before = np.where(quotes > 0, text[quotes - 1], NEWLINE)
-    starts = (before == delimiter[-1]) | (before == NEWLINE) | (before == RETURN)
-    after = np.append(text, 0 if not is_last else NEWLINE)[quotes + 1]
-    stops = (after == delimiter[0]) | (after == NEWLINE) | (after == RETURN)
+    width = len(delimiter)
+    around = np.concatenate([np.full(width, NEWLINE, np.uint8), text, np.full(width, NEWLINE, np.uint8)])
+    at = quotes + width
+    before, after = around[at - 1], around[at + 1]
+    starts = (before == NEWLINE) | (before == RETURN)
+    starts |= np.logical_and.reduce([around[at - width + n] == delimiter[n] for n in range(width)])
+    stops = (after == NEWLINE) | (after == RETURN)
+    stops |= np.logical_and.reduce([around[at + 1 + n] == delimiter[n] for n in range(width)])
     if not is_last:
-        stops |= quotes == len(text) - 1  # the next block shows what follows
+        stops |= quotes >= len(text) - width  # the next block shows what follows
     follows = np.diff(quotes, prepend=-2) == 1
     opens, closes = slice(0, None, 2), slice(1, None, 2)
     is_doubled_before = np.append(follows[1:], False)
@@ -316,7 +320,12 @@ def _prepared(data: bytes, dialect: Dialect, name: str) -> bytes:
                 f"`{name}` holds the character U+001F, which stands for --delimiter {dialect.delimiter!r} while it is read: "
                 "use a delimiter of one character."
             )
-        data = data.replace(dialect.delimiter.encode(), STAND_IN.encode())
+        delimiter = dialect.delimiter.encode()
+        if dialect.escape:  # what an escape stands before is no part of a delimiter
+            either = b"(?s)(" + re.escape(dialect.escape.encode()) + b".)|" + re.escape(delimiter)
+            data = re.sub(either, lambda found: found[1] or STAND_IN.encode(), data)
+        else:
+            data = data.replace(delimiter, STAND_IN.encode())
     if dialect.escape == "\\" and rb"\N" in data:
         between = re.escape((dialect.delimiter if len(dialect.delimiter) == 1 else STAND_IN).encode())
         data = re.sub(rb"(?<![^\n" + between + rb"])\\N(?=[\r\n" + between + rb"])", b"", data)

@@ -19,6 +19,7 @@ from tfrec.data.rows import PLACES, REFUSED, Rows, is_pointed
 from tfrec.data.times import DATES, NANOSECONDS, UNITS, YEAR_1990, Kind, nanoseconds, plausible, tomorrow
 
 BATCH_ROWS = 3_000_000
+FETCH_ROWS = 1_000_000
 SORT_MEMORY = "600MB"
 
 
@@ -102,12 +103,15 @@ class Events:
         self.ids[role] = encoded.chunk(0).dictionary
         return np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])[len(known) :]
 
+    def close(self) -> None:
+        """End the threads."""
+        self._worker.shutdown()
+        self._roles.shutdown()
+
     def finish(self) -> None:
         """Wait until every row is stored. Ids of a column that went through floats lose their `.0`."""
         self._flush()
         self._wait()
-        self._worker.shutdown()
-        self._roles.shutdown()
         for role, column in (("user", "u"), ("item", "i")):
             if any(is_of_floats for (_, r), is_of_floats in self._pointed.items() if r == role):
                 ids = self.ids[role]
@@ -137,6 +141,7 @@ class Events:
         is_given, hits = found[0] > 0, dict(zip(ranges, found[2:], strict=True))
         unit = max(hits, key=hits.__getitem__)  # the first of equals
         if not is_given:
+            notes.append("no times: the events of a user keep the order of the log (--time names the column of times)")
             return Times(unit, "s", {"none": found[1]}, False), REFUSED.empty_table()
         self.con.execute(f"CREATE VIEW timed AS SELECT *, {nanoseconds(unit)} AS t FROM events")
         *loses, early, late, numbers, instants, good = self.con.execute(
@@ -179,18 +184,24 @@ class Events:
         reader = self.con.sql(
             f"SELECT u, i, {time} AS t, place, position FROM {'timed' if times.is_given else 'events'} "
             f"ORDER BY {', '.join(order)}, place, position"
-        ).to_arrow_reader(1_000_000)
-        rest = tuple(np.zeros(0, d) for d in (np.int32, np.int32, np.int64, np.int64, np.int32))
+        ).to_arrow_reader(FETCH_ROWS)
+        last_user: list[tuple[np.ndarray, ...]] = []  # batches, of which the next one may hold more
         for batch in reader:
-            columns = tuple(np.concatenate([a, b.to_numpy()]) for a, b in zip(rest, batch.columns, strict=True))
-            if not batch.num_rows:
+            columns = tuple(column.to_numpy() for column in batch.columns)
+            user = columns[0]
+            if not len(user):
                 continue
-            cut = int(np.searchsorted(columns[0], columns[0][-1]))
-            rest = tuple(column[cut:] for column in columns)
-            if cut:
-                yield tuple(column[:cut] for column in columns)
-        if len(rest[0]):
-            yield rest
+            cut = int(np.searchsorted(user, user[-1]))
+            if cut or (last_user and last_user[0][0][0] != user[0]):
+                yield _joined([*last_user, tuple(column[:cut] for column in columns)])
+                last_user = []
+            last_user.append(tuple(column[cut:] for column in columns))
+        if last_user:
+            yield _joined(last_user)
+
+
+def _joined(batches: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.concatenate(columns) for columns in zip(*batches, strict=True))
 
 
 def _whole() -> str:

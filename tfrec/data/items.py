@@ -8,13 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tfrec.data.columns import COMMON_NAMES
+from tfrec.data.json_lines import any_text
 from tfrec.data.readers import Reading, as_table, read_table
-from tfrec.data.rows import as_text, without_point
+from tfrec.data.rows import as_text, is_list, without_point
 
 
-def read_items(source: Any, reading: Reading | None = None) -> pa.Table:
+def read_items(source: Any, reading: Reading | None = None, **options: Any) -> pa.Table:
     """Read items with their properties: `item_id`, perhaps `title`, and the other columns as they are.
 
     An item id is the same text as in a log: 123.0 of a column of floats is `123`, blanks around it are removed.
@@ -25,27 +27,38 @@ def read_items(source: Any, reading: Reading | None = None) -> pa.Table:
     Args:
         source: the path of a CSV or TSV (every column text), Parquet or JSON file, of a folder of them, or a glob; or a data
             frame.
-        reading: how CSV and TSV files are split, and which texts mean "missing"; see `Reading`. Default: told from the file.
+        reading: how the log is read. Its `format` holds for item files whose ending tells none, its `delimiter` where it occurs in
+            them, its `columns` not. Default: told from the file.
+        **options: fields of `Reading` that are others than the log's.
     Raises:
         ValueError: the file or one of its rows cannot be read, no column looks like the item id, or a row has none.
     """
-    reading = replace(reading or Reading(), format=None, columns=())  # those of the log
+    log = reading or Reading()
+    try:
+        reading = replace(log, **({"format": None, "columns": (), "otherwise": log.format} | options))
+    except TypeError as error:
+        raise ValueError(
+            f"`items_options`: {str(error).split(') ')[-1]}; the fields of `Reading` can be set."
+        ) from None
     is_path = isinstance(source, str | os.PathLike)
     table = read_table(source, reading) if is_path else as_table(source, "items")
     where = f"`{source}`" if is_path else "`items`"
-    lower = {name.strip().lower(): name for name in reversed(table.column_names)}
+    names = table.column_names
+    lower = {name.strip().lower(): name for name in reversed(names)}
     own = [n for n in (reading.item, *COMMON_NAMES["item"], "id") if n is not None]
-    name = next((n for n in own if n in table.column_names), next((lower[n] for n in own if n in lower), None))
+    name = next((n for n in own if n in names), next((lower[n] for n in own if n in lower), None))
     if name is None:
-        raise ValueError(
-            f"{where} has no item id. Its columns: {', '.join(table.column_names)}. Call one of them item_id."
-        )
-    title = next((lower[n] for n in COMMON_NAMES["title"] if n in lower and lower[n] != name), None)
-    renamed = {name: "item_id"} | ({title: "title"} if title else {})
-    table = table.rename_columns([renamed.get(n, n) for n in table.column_names])
-    if title and pa.types.is_list(table["title"].type):  # words, as RecBole writes them
-        titles = pc.binary_join(table["title"].combine_chunks(), " ")
-        table = table.set_column(table.column_names.index("title"), "title", titles)
+        raise ValueError(f"{where} has no item id. Its columns: {', '.join(names)}. Call one of them item_id.")
+    titles = [n for n in ("title", *(lower.get(n) for n in COMMON_NAMES["title"])) if n in names and n != name]
+    renamed = {name: "item_id"} | dict.fromkeys(titles[:1], "title")
+    names = [renamed.get(n, n) for n in names]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{where}: two columns have the name {twice!r}, or are read as it. Rename one of them.")
+    table = pa.table({n: _storable(table.column(number)) for number, n in enumerate(names)})
+    if titles and is_list(table["title"].type):  # words, as RecBole writes them
+        texts = [words and " ".join(map(str, words)) for words in table["title"].to_pylist()]
+        table = table.set_column(names.index("title"), "title", pa.array(texts, pa.string()))
     try:
         ids, is_broken = as_text(table["item_id"].combine_chunks(), reading.null_values)
     except ValueError as error:
@@ -54,3 +67,12 @@ def read_items(source: Any, reading: Reading | None = None) -> pa.Table:
         row = pc.index(pc.or_(ids.is_null(), pa.array(is_broken)), True).as_py() + 1
         raise ValueError(f"{where}, row {row}: the item id is missing or broken. Nothing was read.")
     return table.set_column(table.column_names.index("item_id"), "item_id", without_point(ids))
+
+
+def _storable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as Parquet can hold it: objects without any field become JSON."""
+    try:
+        pq.write_table(pa.table({"column": column[:0]}), pa.BufferOutputStream())
+    except pa.ArrowNotImplementedError:
+        return pa.chunked_array([[any_text(value) for value in column.to_pylist()]], pa.string())
+    return column

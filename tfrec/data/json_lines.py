@@ -46,10 +46,12 @@ def _decode(raw: bytes, number: int) -> str | None:
 
 def read_objects(source: Source) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """`(line, object)`, or `(line, reason)` of what is none. In an array, the number of the object stands for the line."""
+    is_first = True
     for number, line in read_lines(source):
+        was_first, is_first = is_first, is_first and line is not None and not line.strip()
         if line is None:
             yield number, "broken UTF-8"
-        elif line.lstrip().startswith("[") and number == 1 and (objects := _array(source)) is not None:
+        elif line.lstrip().startswith("[") and was_first and (objects := _array(source)) is not None:
             yield from enumerate(objects, 1)
             return
         elif line.strip():
@@ -104,7 +106,7 @@ def read_parts(source: Source, file: int, columns: Mapping[str, str]) -> Iterato
     bad: list[tuple[int, str]] = []
 
     def part() -> Part:
-        item = values["item"]
+        item = values.get("item", [])  # empty where folders name the item
         is_session = any(isinstance(v, list) for column in values.values() for v in column)
         arrays = {role: pa.array(column, pa.string()) for role, column in values.items() if not is_session}
         if is_session:

@@ -23,7 +23,7 @@ from tfrec.data.events import SORT_MEMORY, Events, Times, count_by_user, is_dupl
 from tfrec.data.items import read_items
 from tfrec.data.prepared import FORMAT, MANIFEST, NO_ROWS, PreparedData
 from tfrec.data.readers import Reading, read_files, read_frame, sources_of
-from tfrec.data.rows import NULL_VALUES, PLACES, Part, Rows, check, refused_table
+from tfrec.data.rows import PLACES, Part, Rows, check, refused_table
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.files import replace_folder, scratch
 from tfrec.progress import count
@@ -48,7 +48,9 @@ def prepare(
     delimiter: str | None = None,
     quote: str | None = '"',
     escape: str | None = None,
-    null_values: Sequence[str] = NULL_VALUES,
+    null_values: Sequence[str] | None = None,
+    encoding: str | None = None,
+    items_options: Mapping[str, Any] | None = None,
     time_format: str | None = None,
     tie_break: str | None = None,
     duplicates: str = "drop",
@@ -86,7 +88,10 @@ def prepare(
             Default: `"`.
         escape: str, the character before a delimiter or quote that is part of a field, as MySQL and Spark write it. Default:
             none, a quote within quotes is doubled.
-        null_values: texts that mean "missing". Default: `NULL_VALUES`.
+        null_values: texts that mean "missing" in ids and times. Default: `NULL_VALUES`.
+        encoding: the encoding of text files, such as `latin-1`. Default: UTF-8, or UTF-16 with a byte order mark.
+        items_options: what is different in the item file: `format`, `columns`, `delimiter`, `quote`, `escape`, `encoding`,
+            `null_values`. Default: it is read like the log, its format and columns told from the file.
         time_format: str, the format of times in the letters of `strftime`. Default: numbers or ISO 8601.
         tie_break: str, the column that orders events of equal times: as numbers, if all are. Default: the order of the log.
         duplicates: str, what becomes of a row with the user, item and time of an earlier one: `drop`, `keep` or `refuse`.
@@ -107,12 +112,30 @@ def prepare(
         raise ValueError(f"`duplicates` must be one of {', '.join(DUPLICATES)}. Received: {duplicates!r}.")
     if isinstance(log, str | os.PathLike):
         log = [log]
+    if not 0 <= max_refused <= 1:
+        raise ValueError(f"`max_refused` must be a share between 0 and 1. Received: {max_refused}.")
     reading = Reading(
-        format, user, item, time, tie_break, columns, first_column, delimiter, quote, escape, null_values, time_format
+        *(
+            format,
+            user,
+            item,
+            time,
+            tie_break,
+            columns,
+            first_column,
+            delimiter,
+            quote,
+            escape,
+            null_values,
+            time_format,
+        ),
+        encoding=encoding,
     )
     notes: list[str] = []
-    with _work_folder(out, overwrite) as aside, _database(aside) as con:
-        properties = None if items is None else read_items(items, reading)
+    with contextlib.ExitStack() as opened:
+        aside = opened.enter_context(_work_folder(out, overwrite))
+        con = opened.enter_context(_database(aside))
+        properties = None if items is None else read_items(items, reading, **(items_options or {}))
         if isinstance(log, list | tuple):
             sources = sources_of(log, reading)
             files, given = [source.name for source in sources], [os.fspath(path) for path in log]
@@ -120,7 +143,7 @@ def prepare(
         else:
             files = given = ["(in memory)"]
             parts = read_frame(log, reading, notes)
-        events = Events(con, has_tie=tie_break is not None)
+        events = opened.enter_context(contextlib.closing(Events(con, has_tie=tie_break is not None)))
         refused, num_rows = _read(parts, events, files, reading)
         try:
             times, late = events.times(notes)
@@ -287,7 +310,9 @@ def _with_properties(catalogue: pa.Table, properties: pa.Table, notes: list[str]
     given = properties["item_id"].combine_chunks()
     row = pc.index_in(catalogue["item_id"].combine_chunks(), value_set=given)  # the first of equals
     for name in properties.column_names:
-        if name not in ("item_id", "num_events"):
+        if name == "num_events":
+            notes.append("column 'num_events' of the item file is left out: it is counted from the log")
+        elif name != "item_id":
             catalogue = catalogue.append_column(name, properties[name].take(row))
     twice = len(given) - pc.count_distinct(given).as_py()
     if row.null_count:
@@ -310,11 +335,14 @@ def _work_folder(out: str | os.PathLike | None, overwrite: bool) -> Iterator[Pat
         raise FileExistsError(
             f"`{out}` is not prepared data, so --overwrite does not replace it. Choose another folder."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = scratch(out)
+    place = next(folder for folder in out.absolute().parents if folder.exists())  # missing ones are made at the end
+    if not place.is_dir():
+        raise FileExistsError(f"`{place}` is a file, so `{out}` cannot be made in it. Choose another folder.")
+    aside = scratch(place / out.name)
     aside.mkdir()
     try:
         yield aside
+        out.parent.mkdir(parents=True, exist_ok=True)
         if overwrite:
             replace_folder(aside, out)
         else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import datetime
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrec.data import delimited, json_lines
-from tfrec.data.columns import SAMPLE_ROWS, choose_columns
-from tfrec.data.rows import NULL_VALUES, Part, as_text
+from tfrec.data.columns import choose_columns
+from tfrec.data.rows import Part, as_text
 from tfrec.data.sources import Source, find_sources
 from tfrec.data.vocabulary import id_text
 
 CHUNK_ROWS = 500_000
+SAMPLE_ROWS, SAMPLE_FILES = 1000, 3
+"""What a guess by content looks at: the first rows of some files."""
 KNOWN_FORMATS = ("csv", "tsv", "parquet", "jsonl", "sequences")
 
 
@@ -32,8 +38,12 @@ class Reading:
         columns: names for the columns of a CSV or TSV file that has no header line.
         first_column: of sequence text, `"user"` when each line starts with the user id.
         delimiter, quote, escape: see `Dialect`; a quote of None: quotes are characters like others.
-        null_values: texts that mean "missing".
+        null_values: texts that mean "missing". Default: `NULL_VALUES`.
         time_format: the format of times, in the letters of `strftime`.
+        encoding: the encoding of text files. Default: UTF-8, or UTF-16 with a byte order mark.
+        otherwise: the format of files whose ending tells none. Default: such a file is an error.
+    Raises:
+        ValueError: an option is no such format, character or encoding.
     """
 
     format: str | None = None
@@ -46,12 +56,39 @@ class Reading:
     delimiter: str | None = None
     quote: str | None = '"'
     escape: str | None = None
-    null_values: Sequence[str] = NULL_VALUES
+    null_values: Sequence[str] | None = None
     time_format: str | None = None
+    encoding: str | None = None
+    otherwise: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in (None, *KNOWN_FORMATS):
             raise ValueError(f"there is no format {self.format!r}. Pass --format, one of {', '.join(KNOWN_FORMATS)}.")
+        if self.first_column not in (None, "user"):
+            raise ValueError(f"--first-column must be user, or left out. Received: {self.first_column!r}.")
+        for name in ("columns", "null_values"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` must be a list of texts. Received: {getattr(self, name)!r}.")
+        for name in ("quote", "escape"):
+            value = getattr(self, name)
+            if value is not None and (len(value.encode()) != 1 or value in "\r\n"):
+                raise ValueError(
+                    f"--{name} must be one ASCII character and no line break, or none. Received: {value!r}."
+                )
+        if self.delimiter is not None and (
+            not self.delimiter or not self.delimiter.isascii() or set(self.delimiter) & {"\r", "\n"}
+        ):
+            raise ValueError(f"--delimiter must be ASCII characters, none a line break. Received: {self.delimiter!r}.")
+        roles = [c for c in (self.quote, self.escape, self.delimiter) if c is not None]
+        if len(set(roles)) < len(roles):
+            raise ValueError(f"--delimiter, --quote and --escape must differ. Received: {', '.join(map(repr, roles))}.")
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise ValueError(
+                    f"--encoding: there is no encoding {self.encoding!r}. Pass one such as latin-1 or utf-16."
+                ) from None
 
     @property
     def told(self) -> dict[str, str | None]:
@@ -67,7 +104,7 @@ def sources_of(paths: Sequence[str | os.PathLike], reading: Reading) -> list[Sou
     """
     if not paths:
         raise ValueError("No file was given. Pass one or more log files, or the name of a data set.")
-    return [source for path in paths for source in find_sources(path, reading.format)]
+    return [s for path in paths for s in find_sources(path, reading.format, reading.otherwise, reading.encoding)]
 
 
 def read_files(sources: Sequence[Source], reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
@@ -81,45 +118,83 @@ def read_files(sources: Sequence[Source], reading: Reading, notes: list[str]) ->
             "Several files of sequence text: the line number cannot be the user, since each file begins with line 1. Start "
             "each line with the user id, and pass --first-column user."
         )
+    told = [f"--{role}" for role in ("user", "item", "time") if reading.told[role]]
+    if told and all(source.format == "sequences" for source in sources):
+        raise ValueError(f"Sequence text has no columns to name: leave out {', '.join(told)}.")
+    choose = _Choice(sources, reading, notes)
     for number, source in enumerate(sources):
         read = {"csv": _delimited, "tsv": _delimited, "parquet": _parquet, "jsonl": _json, "sequences": _sequences}
-        yield from read[source.format](source, number, reading, notes)
+        yield from read[source.format](source, number, reading, choose)
 
 
 def read_frame(frame: Any, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
     """The parts of a data frame; see `read_files`."""
-    table = as_table(frame, "log")
-    names = choose_columns(table.column_names, reading.told, "The frame", notes, table[:SAMPLE_ROWS])
+    sample = as_table(frame, "log", num_rows=SAMPLE_ROWS)
+    names = choose_columns(sample.column_names, reading.told, "The frame", notes, [sample])
+    table = as_table(frame, "log", [name for name in dict.fromkeys(names.values()) if name is not None])
     yield from _typed(table.to_batches(max_chunksize=CHUNK_ROWS), 0, names, {})
 
 
-def _delimited(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+class _Choice:
+    """Chooses the columns of a log's files: once for all files that have the same ones."""
+
+    def __init__(self, sources: Sequence[Source], reading: Reading, notes: list[str]) -> None:
+        self.sources, self.reading, self.notes = sources, reading, notes
+        self._chosen: dict[tuple[str, ...], dict[str, str | None]] = {}
+
+    def __call__(
+        self, source: Source, names: Sequence[str], sample: Callable[[Source], pa.Table]
+    ) -> dict[str, str | None]:
+        """The columns of a file and of its folders, by role; see `choose_columns`.
+
+        `sample` gives the first rows of this file, and of those that follow: one part may lack the times that others have.
+        """
+        key = (*names, *(name for name in source.partitions if name not in names))
+        if key not in self._chosen:
+            first, tables = self.sources.index(source), []
+            for other in self.sources[first : first + SAMPLE_FILES] if self.reading.time is None else ():
+                if other.format == source.format:
+                    table = sample(other)
+                    for name in other.partitions:
+                        if name not in table.column_names:
+                            values = pa.array([other.partitions[name]] * len(table), pa.string())
+                            table = table.append_column(name, values)
+                    if {*table.column_names} == {*key}:
+                        tables.append(table)
+            self._chosen[key] = choose_columns(key, self.reading.told, f"`{source.name}`", self.notes, tables)
+        return self._chosen[key]
+
+
+def _delimited(source: Source, number: int, reading: Reading, choose: _Choice) -> Iterator[Callable[[], Part]]:
     dialect = _dialect(source, reading)
-    names, sample = None, None
+    names = choose(source, dialect.names, partial(_delimited_sample, reading=reading))
     for block in delimited.read_blocks(source, dialect):
-        if names is None:
-            if reading.time is None:
-                sample = delimited.read_sample(block, SAMPLE_ROWS)
-            names = _choose([*dialect.names], source, reading, notes, sample)
         yield partial(_delimited_part, block, number, names, source.partitions)
-    if names is None:
-        _choose([*dialect.names], source, reading, notes)
+
+
+def _delimited_sample(source: Source, reading: Reading) -> pa.Table:
+    dialect = _dialect(source, reading)
+    block = next(delimited.read_blocks(source, dialect), None)
+    if block is None:
+        return pa.table({name: pa.array([], pa.binary()) for name in dialect.names})
+    return delimited.read_sample(block, SAMPLE_ROWS)
 
 
 def _delimited_part(block: delimited.Block, number: int, names: dict, partitions: Mapping) -> Part:
     own = {role: name for role, name in names.items() if name is not None and name in block.dialect.names}
-    table, lines, bad = block.read(list(dict.fromkeys(own.values())))
+    # where folders name everything, the rows are to be counted all the same
+    table, lines, bad = block.read(list(dict.fromkeys(own.values())) or block.dialect.names[:1])
     columns = {role: table[name].combine_chunks() for role, name in own.items()}
+    for role in own:
+        if own[role] in block.dialect.lists:
+            columns[role] = _split_lists(columns[role])
     return Part(number, columns | _of_folder(names, own, partitions, len(lines)), lines, bad, is_untyped=True)
 
 
-def _choose(names, source: Source, reading: Reading, notes: list[str], sample: pa.Table | None = None) -> dict:
-    """The columns of a file and of its folders; see `choose_columns`."""
-    others = [name for name in source.partitions if name not in names]
-    if sample is not None:
-        for name in others:
-            sample = sample.append_column(name, pa.array([source.partitions[name]] * len(sample), pa.string()))
-    return choose_columns([*names, *others], reading.told, f"`{source.name}`", notes, sample)
+def _split_lists(values: pa.Array) -> pa.Array:
+    """Text with blanks between values as lists; a list that is not UTF-8 is missing."""
+    text, is_broken = as_text(values, ())
+    return pc.utf8_split_whitespace(pc.if_else(pa.array(is_broken), None, text))
 
 
 def _of_folder(names: Mapping, own: Mapping, partitions: Mapping, length: int) -> dict[str, pa.Array]:
@@ -132,24 +207,22 @@ def _dialect(source: Source, reading: Reading) -> delimited.Dialect:
     return delimited.read_dialect(source, reading.columns, reading.delimiter, reading.quote, reading.escape)
 
 
-def _parquet(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+def _parquet(source: Source, number: int, reading: Reading, choose: _Choice) -> Iterator[Callable[[], Part]]:
     with _open_parquet(source) as file:
-        names, sample = file.schema_arrow.names, None
-        if reading.time is None:
-            with source.errors():
-                sample = pa.Table.from_batches([next(file.iter_batches(SAMPLE_ROWS), _no_rows(file))])
-        chosen = _choose(names, source, reading, notes, sample)
-        own = [name for name in dict.fromkeys(chosen.values()) if name in names]
+        names = file.schema_arrow.names
+        chosen = choose(source, names, _parquet_sample)
+        own = [name for name in dict.fromkeys(chosen.values()) if name is not None and name in names]
         yield from _typed(_batches(source, file, own), number, chosen, source.partitions)
+
+
+def _parquet_sample(source: Source) -> pa.Table:
+    with _open_parquet(source) as file, source.errors():
+        return pa.Table.from_batches([*itertools.islice(file.iter_batches(SAMPLE_ROWS), 1)], file.schema_arrow)
 
 
 def _batches(source: Source, file: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with source.errors():
         yield from file.iter_batches(CHUNK_ROWS, columns=names)
-
-
-def _no_rows(file: pq.ParquetFile) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
 
 
 def _open_parquet(source: Source) -> pq.ParquetFile:
@@ -169,12 +242,14 @@ def _typed(batches, number: int, names: Mapping, partitions: Mapping) -> Iterato
         begin += len(batch)
 
 
-def _json(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+def _json(source: Source, number: int, reading: Reading, choose: _Choice) -> Iterator[Callable[[], Part]]:
     names, sample = json_lines.column_names(source, SAMPLE_ROWS)
-    table = _json_table(sample, names) if reading.time is None else None
+    nothing = pa.table({})  # of other files: to name their columns, they would have to be read whole
     # without one good line there are no columns, and every line is refused
-    chosen = _choose(names, source, reading, notes, table) if names else {"user": "user", "item": "item"}
-    own = {role: name for role, name in chosen.items() if name in names or not names}
+    chosen: dict[str, str | None] = {"user": "user", "item": "item"}
+    if names:
+        chosen = choose(source, names, lambda other: _json_table(sample, names) if other is source else nothing)
+    own = {role: name for role, name in chosen.items() if name is not None and (name in names or not names)}
     for part in json_lines.read_parts(source, number, own):
         columns = {**part.columns, **_of_folder(chosen, own, source.partitions, len(part.lines))}
         yield partial(replace, part, columns=columns)
@@ -193,7 +268,7 @@ def column_of(values: Sequence[Any]) -> pa.Array:
         return pa.array([json_lines.any_text(value) for value in values], pa.string())
 
 
-def _sequences(source: Source, number: int, reading: Reading, notes: list[str]) -> Iterator[Callable[[], Part]]:
+def _sequences(source: Source, number: int, reading: Reading, choose: _Choice) -> Iterator[Callable[[], Part]]:
     """Sequence text: one user a line, items in time order; the line number is the user id unless it starts with one."""
     users: list[str] = []
     sessions: list[list[str]] = []
@@ -219,20 +294,28 @@ def _sequences(source: Source, number: int, reading: Reading, notes: list[str]) 
     yield part()
 
 
-def as_table(frame: Any, argument: str) -> pa.Table:
+def as_table(frame: Any, argument: str, names: Sequence[str] | None = None, num_rows: int | None = None) -> pa.Table:
     """A pandas, Polars or PyArrow data frame, or any other with `__arrow_c_stream__`, as a PyArrow table.
 
-    A column of pandas that mixes numbers and text becomes text, as ids are written.
+    A column of pandas that mixes numbers and text becomes text, as ids are written; other values become JSON.
 
+    Args:
+        frame: the data frame.
+        argument: how errors name it.
+        names: the columns, none of which may hold other values than ids, times and lists of them. Default: all, of any values.
+        num_rows: take the first rows only. Default: all.
     Raises:
         TypeError: it is no data frame.
         ValueError: a column holds values that are no ids, numbers or text.
     """
     if type(frame).__module__.partition(".")[0] == "pandas" and hasattr(frame, "columns"):
-        return pa.table({str(name): _pandas_column(frame[name], str(name), argument) for name in frame.columns})
+        columns = [n for n, name in enumerate(frame.columns) if names is None or str(name) in names]
+        arrays = [_pandas_column(frame.iloc[:num_rows, n], argument, names is not None) for n in columns]
+        return pa.table(arrays, [str(frame.columns[n]) for n in columns])
     try:
         if isinstance(frame, pa.Table) or hasattr(frame, "__arrow_c_stream__"):
-            table = pa.table(frame)
+            table = pa.table(frame)[:num_rows]
+            table = table if names is None else table.select(names)
             return table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(f"`{argument}` cannot be read: {error}") from None
@@ -250,14 +333,21 @@ def _plain(type_: pa.DataType) -> pa.DataType:
     return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(type_, type_)
 
 
-def _pandas_column(column: Any, name: str, argument: str) -> pa.Array:
+def _pandas_column(column: Any, argument: str, is_strict: bool) -> pa.Array:
+    """A column of pandas; `is_strict`: of ids, times and lists of them only."""
     try:
-        return pa.Array.from_pandas(column)
-    except (pa.ArrowException, TypeError):
-        try:
-            return pa.array([id_text(value) for value in column], pa.string())
-        except ValueError as error:
-            raise ValueError(f"`{argument}`: column {name!r} holds a value that is {error}") from None
+        return pa.array(column, from_pandas=True)
+    except (pa.ArrowException, TypeError, OverflowError):
+        if not is_strict:
+            return pa.array([json_lines.any_text(value) for value in column], pa.string())
+    try:
+        values = [v.isoformat() if isinstance(v, datetime.date) and v == v else v for v in column]
+        if any(isinstance(v, list | tuple | np.ndarray) for v in values):
+            lists = [[*v] if isinstance(v, list | tuple | np.ndarray) else [v] for v in values]
+            return pa.array([[id_text(v) for v in each] for each in lists], pa.list_(pa.string()))
+        return pa.array([id_text(v) for v in values], pa.string())
+    except ValueError as error:
+        raise ValueError(f"`{argument}`: column {str(column.name)!r} holds a value that is {error}") from None
 
 
 def read_table(path: str | os.PathLike, reading: Reading) -> pa.Table:
@@ -267,7 +357,7 @@ def read_table(path: str | os.PathLike, reading: Reading) -> pa.Table:
         ValueError: a file or a row cannot be read (the message says which).
     """
     tables = []
-    for source in find_sources(path, reading.format):
+    for source in sources_of([path], reading):
         if source.format in ("csv", "tsv"):
             table = _delimited_table(source, reading)
         elif source.format == "parquet":
@@ -291,17 +381,24 @@ def read_table(path: str | os.PathLike, reading: Reading) -> pa.Table:
 
 def _delimited_table(source: Source, reading: Reading) -> pa.Table:
     dialect = _dialect(source, reading)
+    if reading.delimiter is not None and len(dialect.names) == 1:  # that of the log, and the items have another
+        dialect = _dialect(source, replace(reading, delimiter=None))
+    names = [name for name in dialect.names if name]  # spreadsheets write columns without a name
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"`{source.name}`: two columns have the name {twice!r}. Rename one of them.")
     tables = []
     for block in delimited.read_blocks(source, dialect):
-        table, _, bad = block.read(dialect.names)
+        table, _, bad = block.read(names)
         if bad:
             raise ValueError(f"`{source.name}`, line {bad[0][0]}: {bad[0][1]}. Nothing was read.")
         tables.append(table)
     if not tables:
-        return pa.table({name: pa.array([], pa.string()) for name in dialect.names})
+        return pa.table({name: pa.array([], pa.string()) for name in names})
     table, columns = pa.concat_tables(tables).combine_chunks(), {}
-    for name in dialect.names:
-        text, is_broken = as_text(table[name].combine_chunks(), reading.null_values)
+    for name in names:
+        # a title may be "None", and a country NA: the texts that mean "missing" hold for ids, unless they were named
+        text, is_broken = as_text(table[name].combine_chunks(), reading.null_values or ("NULL", r"\N"))
         if is_broken.any():
             row = int(np.flatnonzero(is_broken)[0])
             raise ValueError(f"`{source.name}`, row {row + 1}, column {name!r}: broken UTF-8. Nothing was read.")

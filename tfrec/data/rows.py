@@ -60,7 +60,7 @@ class Rows:
         return len(self.place)
 
 
-def check(part: Part, null_values: Sequence[str] = NULL_VALUES, time_format: str | None = None) -> Rows:
+def check(part: Part, null_values: Sequence[str] | None = None, time_format: str | None = None) -> Rows:
     """Take the good rows of a part; refuse the others.
 
     >>> part = Part(0, {"user": pa.array(["u", " "]), "item": pa.array([["a", "b"], ["c"]])}, np.array([1, 2]))
@@ -127,7 +127,7 @@ def refused_table(file: int, lines: Sequence[int], reasons: Sequence[str]) -> pa
     return pa.table({"file": np.full(len(lines), file, np.int32), "line": lines, "reason": reasons}, schema=REFUSED)
 
 
-def as_text(values: pa.Array, null_values: Sequence[str] = NULL_VALUES) -> tuple[pa.Array, np.ndarray]:
+def as_text(values: pa.Array, null_values: Sequence[str] | None = None) -> tuple[pa.Array, np.ndarray]:
     """Ids as text: what is the same id in two types is the same text. Blanks around an id are removed.
 
     >>> as_text(pa.array([7.0, None, float("nan"), 1.5]))[0].to_pylist()
@@ -161,7 +161,9 @@ def as_text(values: pa.Array, null_values: Sequence[str] = NULL_VALUES) -> tuple
     else:
         values = values.cast(pa.string())
     values = pc.utf8_trim_whitespace(values)
-    is_null = pc.is_in(values, value_set=pa.array(["", *null_values], pa.string()))
+    is_null = pc.is_in(
+        values, value_set=pa.array(["", *(NULL_VALUES if null_values is None else null_values)], pa.string())
+    )
     if pc.any(is_null).as_py():
         values = pc.if_else(is_null, None, values)
     return values, is_broken

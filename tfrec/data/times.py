@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 from enum import IntEnum
@@ -75,11 +76,16 @@ def read_times(values: pa.Array, time_format: str | None = None) -> tuple[np.nda
     if not pa.types.is_string(type_):
         raise ValueError(f"holds values of type {type_}, which are no times")
     if time_format is None:
-        try:  # the usual case: whole numbers
-            return _integers(values.cast(pa.int64()))
-        except pa.ArrowInvalid:
-            pass
+        with contextlib.suppress(pa.ArrowInvalid):  # the usual case: whole numbers
+            numbers = _integers(values.cast(pa.int64()))
+            if not _has_letter_x(values):  # PyArrow reads 0x10
+                return numbers
     return _texts(values, time_format)
+
+
+def _has_letter_x(values: pa.Array) -> bool:
+    data = values.buffers()[2]
+    return data is not None and any(letter in data.to_pybytes() for letter in (b"x", b"X"))
 
 
 def _integers(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -109,33 +115,42 @@ def _numbers(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     kind = np.select([np.isnan(number), ~fits, whole], [Kind.NONE, Kind.WRONG, Kind.NUMBER], Kind.FRACTION)
     fitting = np.where(fits, number, 0.0)
     value = np.where(whole, np.floor(fitting), 0.0).astype(np.int64)
-    millionths = np.round(np.where(whole, 0.0, fitting) * MILLIONTH).astype(np.int64)
+    floor = np.floor(np.where(whole, 0.0, fitting))  # the product of the whole number would lose digits
+    millionths = floor.astype(np.int64) * MILLIONTH
+    millionths += np.round(np.where(whole, 0.0, fitting - floor) * MILLIONTH).astype(np.int64)
     return kind.astype(np.uint8), np.where(kind == Kind.FRACTION, millionths, value)
 
 
 def _texts(values: pa.Array, time_format: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Text that is not all whole numbers."""
+    # DuckDB's casts take 0x10, 1_000, epoch and infinity as well
+    is_number = r"regexp_full_match(t, '[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?')"
+    integer = f"CASE WHEN {is_number} AND t NOT LIKE '%.%' THEN TRY_CAST(t AS BIGINT) END"
+    number = f"CASE WHEN {is_number} THEN TRY_CAST(t AS DOUBLE) END"
+    # a double has too few digits for the millionths of milliseconds
+    millionths = f"CASE WHEN {is_number} THEN TRY_CAST(TRY_CAST(t AS DECIMAL(25, 6)) * {MILLIONTH} AS BIGINT) END"
     # an offset may stand after a blank; DuckDB keeps microseconds, the last three digits are added
     text = r"regexp_replace(t, ' ([+-]\d\d(:?\d\d)?)$', '\1')"
     digits = r"TRY_CAST(rpad(regexp_extract(t, '\.\d{6}(\d{1,3})', 1), 3, '0') AS BIGINT)"
-    instant = f"epoch_ns(TRY_CAST({text} AS TIMESTAMPTZ)) + coalesce({digits}, 0)"
-    number, integer, parameters = (
-        "TRY_CAST(t AS DOUBLE)",
-        "CASE WHEN t NOT LIKE '%.%' THEN TRY_CAST(t AS BIGINT) END",
-        [],
+    instant = (
+        f"CASE WHEN t SIMILAR TO '[0-9].*' THEN epoch_ns(TRY_CAST({text} AS TIMESTAMPTZ)) + coalesce({digits}, 0) END"
     )
+    parameters = []
     if time_format is not None:
-        number, integer, instant, parameters = "NULL", "NULL", "epoch_ns(try_strptime(t, $1))", [time_format]
+        number = integer = millionths = "NULL"
+        instant, parameters = "epoch_ns(try_strptime(t, $1))", [time_format]
     with _database().cursor() as con:
         con.execute("SET TimeZone = 'UTC'")
         con.register("given", pa.table({"t": pc.fill_null(values, "")}))
-        query = f"SELECT {integer}::BIGINT AS i, {number}::DOUBLE AS n, TRY({instant}) AS t FROM given"
+        query = f"SELECT {integer}::BIGINT AS i, {number}::DOUBLE AS n, {millionths}::BIGINT AS m, TRY({instant}) AS t FROM given"
         try:
             table = con.sql(query, params=parameters).to_arrow_table()
         except duckdb.Error as error:
             raise ValueError(f"--time-format {time_format!r}: {str(error).splitlines()[0]}") from None
     integer_, instant_ = table["i"].combine_chunks(), table["t"].combine_chunks()
     kind, value = _numbers(table["n"].combine_chunks().fill_null(np.nan).to_numpy(zero_copy_only=False))
+    exact = table["m"].combine_chunks()
+    value = np.where((kind == Kind.FRACTION) & _is_valid(exact), exact.fill_null(0), value)
     is_integer, is_instant = _is_valid(integer_), _is_valid(instant_) & (kind == Kind.NONE)
     kind, value = np.where(is_integer, Kind.NUMBER, kind), np.where(is_integer, integer_.fill_null(0), value)
     kind, value = np.where(is_instant, Kind.INSTANT, kind), np.where(is_instant, instant_.fill_null(0), value)
@@ -175,32 +190,35 @@ def nanoseconds(unit: str, kind: str = "kind", value: str = "value") -> str:
     )
 
 
-def looks_like_times(column: pa.ChunkedArray) -> bool:
-    """Whether a column holds times and nothing else: timestamps, dates, or numbers and text between 1990 and tomorrow."""
+def share_of_times(column: pa.ChunkedArray) -> float:
+    """The share of a column's values that are times: timestamps, dates, or numbers and text between 1990 and tomorrow.
+
+    >>> share_of_times(pa.chunked_array([["2024-01-02", "10:00:00", None]])), share_of_times(pa.chunked_array([[7, 8]]))
+    (0.5, 0.0)
+    """
     try:
         values = (
             column.combine_chunks().cast(pa.string()) if pa.types.is_binary(column.type) else column.combine_chunks()
         )
         values = values.cast(pa.string()) if pa.types.is_large_string(values.type) else values
         if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-            return values.null_count < len(values)
+            return float(values.null_count < len(values))
         if pa.types.is_string(values.type):
             values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)
         kind, value = read_times(values)
     except (ValueError, pa.ArrowException):
-        return False
+        return 0.0
     value, kind = value[kind != Kind.NONE], kind[kind != Kind.NONE]
-    if not len(kind) or (kind == Kind.WRONG).any():
-        return False
-    if (kind == Kind.INSTANT).all():
-        return bool(((value >= YEAR_1990 * SECOND) & (value <= tomorrow() * SECOND)).all())
+    if not len(kind):
+        return 0.0
+    instants = (kind == Kind.INSTANT) & (value >= YEAR_1990 * SECOND) & (value <= tomorrow() * SECOND)
     value = np.where(kind == Kind.FRACTION, value // MILLIONTH, value)
-    ranges = [plausible(unit) for unit in (*UNITS, *DATES)]
-    if not (kind != Kind.INSTANT).all() or not any(((low <= value) & (value <= high)).all() for low, high in ranges):
-        return False
-    if all(len(str(int(v))) == 8 for v in value):
-        return all(_is_date(int(v)) for v in value)
-    return True
+    is_number = (kind == Kind.NUMBER) | (kind == Kind.FRACTION)
+    numbers = [is_number & (low <= value) & (value <= high) for low, high in map(plausible, (*UNITS, *DATES))]
+    for found in numbers:
+        if all(len(str(v)) == 8 for v in value[found]):
+            found[found] = [_is_date(int(v)) for v in value[found]]
+    return max(float(found.mean()) for found in (instants, *numbers))
 
 
 def _is_date(number: int) -> bool:

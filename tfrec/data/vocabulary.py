@@ -19,7 +19,7 @@ FIRST_ITEM_INDEX = 2
 
 
 def id_text(value: Any) -> str | None:
-    """An id, a time or a value of a filter as text: a whole float is the whole number, NaN is missing.
+    """An id, a time or a value of a filter as text: a whole float is the whole number, NaN and infinity are missing.
 
     >>> id_text(123.0), id_text("0123"), id_text(float("nan"))
     ('123', '0123', None)
@@ -27,11 +27,11 @@ def id_text(value: Any) -> str | None:
     Raises:
         ValueError: it is neither text nor a number.
     """
-    if value is None or value != value:
+    if value is None or value != value or (isinstance(value, float | np.floating) and np.isinf(value)):
         return None
     if isinstance(value, (bool, np.bool_)):
         raise ValueError(f"neither text nor a number: {value!r}")
-    if isinstance(value, float | np.floating) and float(value).is_integer():
+    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) < 2.0**63:
         return str(int(value))
     if isinstance(value, str | int | float | np.number):
         text = str(value)
