@@ -27,12 +27,10 @@ from tensorflow_serving.apis import (
 
 from tfrec_serving.grpc_limits import SlowCalls
 from tfrec_serving.lifecycle import Models
-from tfrec_serving.messages import DTYPES, STRING, VALUES
+from tfrec_serving.messages import DTYPES, MAX_LEFT_OUT, STRING, VALUES
 from tfrec_serving.predictor import Predictor
 from tfrec_serving.servable import MAX_MESSAGE_BYTES, RequestError, Servable, refusing
 
-MAX_LEFT_OUT = 1 << 20
-"""Values of a tensor that its shape counts and its message leaves out, at most."""
 LONGEST_WAIT_SECONDS = 86_400.0
 """A call without a deadline has one in the far future."""
 SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
