@@ -133,7 +133,7 @@ class Batcher:
             raise RequestError("INVALID_ARGUMENT", "Batching needs inputs with the same number of rows.")
         task = _Task(servable, inputs, len(next(iter(inputs.values()))))
         if not 0 < task.rows < self.parameters.max_batch_size:
-            return servable.run(signature_name, inputs)
+            return servable.run(signature_name, inputs, timeout)
         self._enqueue(signature_name, task)
         try:
             return task.answer.result(timeout)
@@ -203,7 +203,10 @@ class Batcher:
         for task in batch.tasks:
             answer = {name: value[start : start + task.rows] for name, value in outputs.items()}
             if task.k is not None:  # no wider than alone
-                answer = {name: value[:, : task.k] if name in NO_ITEM else value for name, value in answer.items()}
+                answer = {
+                    name: value[:, : task.k] if name in NO_ITEM and value.ndim == 2 else value
+                    for name, value in answer.items()
+                }
             task.answer.set_result(answer)
             start += task.rows
 

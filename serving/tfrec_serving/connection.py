@@ -22,6 +22,8 @@ from tfrec_serving.wire import PREDICT, RETRIED, STATUS, Wire, read_response, un
 
 STATUS_SECONDS = 5.0
 """How long one look may take whether a model is available."""
+MAX_TIMEOUT = 1_000_000
+"""Seconds. gRPC takes far more for a time that is over, and a socket does not take it at all."""
 UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
@@ -52,6 +54,10 @@ class Connection:
         key: Pem | None = None,
         metadata: Metadata | None = None,
     ) -> None:
+        if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(
+                f"`timeout` is a number of seconds above 0, and {MAX_TIMEOUT:,} at most. Received: {timeout!r}."
+            )
         self._wire, self._timeout, self._is_closed = Wire(model_name, version, label), timeout, False
         self._addresses, self._tls = read_addresses(address), read_tls(ca, certificate, key)
         scheme = self._addresses[0].scheme

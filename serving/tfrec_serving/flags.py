@@ -100,6 +100,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--use_alts_credentials", **is_on, help="refused: use --ssl_config_file")
     add("--version", action="version", version=f"tfrec-model-server {_version()}")
     add("--max_concurrent_requests", type=int, default=256, help="limit, beyond which requests are refused (ours)")
+    add("--max_request_rows", type=int, default=4096, help="rows of a request at most; 0: any number (ours)")
     add("--allow_reload_config", **is_on, help="take HandleReloadConfigRequest on other addresses than loopback (ours)")
     add("--log_format", choices=("text", "json"), default="text", help="format of the log on standard error (ours)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (ours)")

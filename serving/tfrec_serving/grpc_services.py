@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,13 +25,12 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tfrec_serving.grpc_limits import SlowCalls
 from tfrec_serving.lifecycle import Models
-from tfrec_serving.messages import DTYPES, STRING, VALUES
+from tfrec_serving.messages import DTYPES, MAX_LEFT_OUT, STRING, VALUES
 from tfrec_serving.predictor import Predictor
 from tfrec_serving.servable import MAX_MESSAGE_BYTES, RequestError, Servable, refusing
 
-MAX_LEFT_OUT = 1 << 20
-"""Values of a tensor that its shape counts and its message leaves out, at most."""
 LONGEST_WAIT_SECONDS = 86_400.0
 """A call without a deadline has one in the far future."""
 SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
@@ -116,14 +115,20 @@ def _answering(context: grpc.ServicerContext) -> Iterator[None]:
         context.abort(grpc.StatusCode[error.code], str(error))
 
 
-_WATCHERS = ThreadPoolExecutor(4, thread_name_prefix="health")
-"""Answers who asks for health and reflection: threads that are all busy with requests do not make a server look dead."""
+_WATCHERS = ThreadPoolExecutor(16, thread_name_prefix="health")
+"""Answers who asks for health and status: threads that are all busy with requests do not make a server look dead."""
+_REFLECTORS = ThreadPoolExecutor(4, thread_name_prefix="reflection")
+"""Answers reflection, whose streams hold a thread while a caller keeps them open."""
 
 
-def _of_watchers(method):
-    """Has a method of a servicer answered by `_WATCHERS`."""
-    method.experimental_thread_pool = _WATCHERS  # gRPC's own name
-    return method
+def _answered_by(pool: ThreadPoolExecutor) -> Callable[[Any], Any]:
+    """Gives a method of a servicer threads of its own."""
+
+    def mark(method: Any) -> Any:
+        method.experimental_thread_pool = pool  # gRPC's own name
+        return method
+
+    return mark
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -174,7 +179,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, models: Models, allow_reload: bool) -> None:
         self.models, self.allow_reload = models, allow_reload
 
-    @_of_watchers
+    @_answered_by(_WATCHERS)
     def GetModelStatus(self, request, context):  # noqa: N802
         with _answering(context):
             spec = request.model_spec
@@ -200,7 +205,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 class Reflection(reflection.ReflectionServicer):
     """`grpc.reflection.v1alpha`."""
 
-    @_of_watchers
+    @_answered_by(_REFLECTORS)
     def ServerReflectionInfo(self, request_iterator, context):  # noqa: N802
         return super().ServerReflectionInfo(request_iterator, context)
 
@@ -211,13 +216,29 @@ class Health(health.HealthServicer):
     def __init__(self, models: Models) -> None:
         super().__init__(experimental_thread_pool=_WATCHERS)
         self.models = models
+        self._state: int | None = None
 
-    @_of_watchers
-    def Check(self, request, context):  # noqa: N802
+    def refresh(self) -> None:
+        """Tell those who watch, where the state has changed."""
         states = health_pb2.HealthCheckResponse
-        for service in ("", *SERVICES):
-            self.set(service, states.SERVING if self.models.is_ready else states.NOT_SERVING)
+        state = states.SERVING if self.models.is_ready else states.NOT_SERVING
+        if state != self._state:
+            self._state = state
+            for service in ("", *SERVICES):
+                self.set(service, state)
+
+    @_answered_by(_WATCHERS)
+    def Check(self, request, context):  # noqa: N802
+        self.refresh()
         return super().Check(request, context)
+
+    def Watch(self, request, context, send_response_callback=None):  # noqa: N802
+        self.refresh()
+        with self._lock:  # the base class keeps every name that was watched, and strangers make names up
+            watched = self._send_response_callbacks
+            for name in [name for name, callbacks in watched.items() if not callbacks]:
+                del watched[name]
+        return super().Watch(request, context, send_response_callback)
 
 
 def start(
@@ -244,12 +265,14 @@ def start(
     """
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0), *channel_arguments]
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grpc")
-    server = grpc.server(pool, options=options, maximum_concurrent_rpcs=max_concurrent_requests)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(predictor), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(predictor.models, allow_reload), server)
-    health_pb2_grpc.add_HealthServicer_to_server(Health(predictor.models), server)
+    calls = SlowCalls(num_threads)
+    server = grpc.server(pool, handlers=[calls], options=options, maximum_concurrent_rpcs=max_concurrent_requests)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(predictor), calls)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(predictor.models, allow_reload), calls)
+    health_ = Health(predictor.models)
+    health_pb2_grpc.add_HealthServicer_to_server(health_, calls)
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names), server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names), calls)
     ports = []
     for address in addresses:
         try:
@@ -265,4 +288,6 @@ def start(
                 f"gRPC cannot listen at {address}: the port is taken, or the address is not one of this machine."
             ) from None
     server.start()
+    predictor.models.every(0.5, calls.hang_up, "hang up on slow calls")
+    predictor.models.every(1.0, health_.refresh, "tell the state of the models")
     return server, ports

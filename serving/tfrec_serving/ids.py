@@ -104,4 +104,4 @@ def text_array(values: Any) -> np.ndarray:
     """
     array = np.array(values, object)
     encode = np.frompyfunc(lambda v: v if isinstance(v, bytes) else id_text(v).encode(), 1, 1)
-    return encode(array) if array.size else array
+    return np.asarray(encode(array), object) if array.size else array

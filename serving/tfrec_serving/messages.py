@@ -6,6 +6,7 @@ their fields: the same names and numbers, so the same bytes. They live in a pool
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ _FIELDS = {
 """Fields as `name=number type`; `*` is repeated. A map travels as a list of its entries."""
 AVAILABLE = 30
 """The state of a version that answers."""
+MAX_LEFT_OUT = 1 << 20
+"""Values of a tensor that its shape counts and its message leaves out, at most."""
 _NUMPY = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 10: np.bool_}
 VALUES = {1: "float_val", 2: "double_val", 3: "int_val", 7: "string_val", 9: "int64_val", 10: "bool_val"}
 DTYPES = {np.dtype(kind): number for number, kind in _NUMPY.items()}
@@ -84,7 +87,9 @@ def read_tensor(tensor: Any) -> np.ndarray:
     if tensor.tensor_content:
         return np.frombuffer(tensor.tensor_content, kind).reshape(shape)
     values = list(getattr(tensor, VALUES[tensor.dtype]))
-    missing = int(np.prod(shape)) - len(values)  # a tail of equal values is sent once
+    missing = math.prod(shape) - len(values)  # a tail of equal values is sent once
+    if missing > MAX_LEFT_OUT:
+        raise ValueError(f"its shape {shape} has {missing:,} values that are not there")
     array: np.ndarray = np.empty(len(values) + missing, kind)
     array[:] = values + values[-1:] * missing
     return array.reshape(shape)

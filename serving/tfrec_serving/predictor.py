@@ -20,10 +20,12 @@ class Predictor:
     Args:
         models: what is served.
         batcher: None: each request is answered on its own.
+        max_rows: int, rows of a request at most; 0: any number. A full batch of the batcher is never refused. Default: 0.
     """
 
-    def __init__(self, models: Models, batcher: Batcher | None = None) -> None:
+    def __init__(self, models: Models, batcher: Batcher | None = None, max_rows: int = 0) -> None:
         self.models, self.batcher = models, batcher
+        self._max_rows = max(max_rows, batcher.parameters.max_batch_size) if batcher and max_rows else max_rows
         self.metrics: Metrics = models.metrics
 
     def predict(
@@ -49,9 +51,16 @@ class Predictor:
             raise RequestError("DEADLINE_EXCEEDED", "The deadline was over before the model was asked.")
         servable.check_outputs(signature_name, output_filter)
         tensors = servable.check(signature_name, inputs)
+        rows = max((len(value) for value in tensors.values() if value.ndim), default=0)
+        if 0 < self._max_rows < rows:
+            raise RequestError(
+                "INVALID_ARGUMENT",
+                f"A request may have {self._max_rows:,} rows. Received: {rows:,}. Send fewer at a time, or start the server with a "
+                "higher --max_request_rows.",
+            )
         begin = time.perf_counter()
         if self.batcher is None:
-            answer = servable.run(signature_name, tensors)
+            answer = servable.run(signature_name, tensors, timeout)
         else:
             answer = self.batcher.run(servable, signature_name, tensors, timeout)
         took = 1e6 * (time.perf_counter() - begin)

@@ -41,11 +41,16 @@ class Question(NamedTuple):
 
 def _query(history: Sequence[Id], timestamps: Sequence[int] | None, request_time: int | None) -> Inputs:
     """The inputs of a history; without times for a model that reads none."""
+    ids = id_row(history, "history")
     if timestamps is None:
-        return {"history": id_row(history, "history")}
+        if request_time is not None:
+            raise ValueError("`request_time` goes with `timestamps`, the time of each item of the history.")
+        return {"history": ids}
+    if (received := np.shape(timestamps)) != (wanted := ids.shape[1:]):
+        raise ValueError(f"`timestamps` has a number for each item: shape {wanted}. Received: shape {received}.")
     asked = int(time.time()) if request_time is None else request_time
     times = {"timestamps": np.array([timestamps], np.int64), "request_time": np.array([asked], np.int64)}
-    return {"history": id_row(history, "history")} | times
+    return {"history": ids} | times
 
 
 def _recommendations(answer: Inputs) -> list[Recommendation]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import itertools
 import json
+import os
 import reprlib
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -27,6 +31,8 @@ BODY_SECONDS = 30.0
 """Seconds within which the body of a request must arrive."""
 MAX_BODIES_BYTES = 4 * MAX_MESSAGE_BYTES
 """Bytes of all bodies together that are held at a time."""
+SMALL_BODY_BYTES = 1 << 20
+"""Bodies up to this find room where larger ones have taken three quarters of it."""
 MAX_RANK = 32
 """Lists inside of lists, in a tensor."""
 
@@ -180,7 +186,8 @@ class RestServer:
         predictor: answers.
         metrics_path: where Prometheus reads, such as `/monitoring/prometheus/metrics`; None: nowhere.
         max_concurrent_requests: further ones are refused with RESOURCE_EXHAUSTED.
-        timeout_seconds: float, how long a request may take, its body included; 0: any time.
+        timeout_seconds: float, how long a request may take, its body included; 0: any time. A thread that is late keeps its
+            place among `max_concurrent_requests` until it ends.
         has_cors: bool, whether pages of other origins may read the answers.
     """
 
@@ -195,7 +202,9 @@ class RestServer:
     ) -> None:
         self._timeout_seconds = timeout_seconds if timeout_seconds > 0 else None
         self.predictor, self.models = predictor, predictor.models
+        # changed on the event loop alone
         self._under_way, self._most, self._held = 0, max_concurrent_requests, 0
+        self._workers = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), thread_name_prefix="rest")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
         self._thread.start()
@@ -230,6 +239,7 @@ class RestServer:
     def stop(self) -> None:
         """Finish the requests under way and stop."""
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self._workers.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -255,31 +265,46 @@ class RestServer:
 
     async def _predict(self, request: web.Request) -> web.Response:
         with self.predictor.counted("REST", "Predict", request.match_info["name"]):
-            if self._under_way >= self._most:  # before the body is read: slow ones would fill the memory
-                raise RequestError("RESOURCE_EXHAUSTED", "Concurrent request limit exceeded!")
-            self._under_way += 1
-            body = bytearray()
+            self._check_room()  # before the body is read
+            servable, body, job = self._servable(request), bytearray(), None
+            end = None if self._timeout_seconds is None else time.monotonic() + self._timeout_seconds
             try:
-                servable = self._servable(request)
-
-                def answer() -> str:
-                    signature_name, inputs, is_row = parse_request(body, servable)
-                    outputs = self.predictor.predict(servable, signature_name, inputs)
-                    return json.dumps(format_answer(outputs, is_row), ensure_ascii=False, allow_nan=False)
-
-                async with asyncio.timeout(
-                    self._timeout_seconds
-                ):  # the model cannot be interrupted, but the wait for it
+                async with asyncio.timeout(self._timeout_seconds):
                     await self._read(request, body)
-                    response = web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
+                    self._check_room()  # only now a place is taken: one that sends slowly takes none
+                    self._under_way += 1
+                    job = self._workers.submit(self._answer, servable, body, end)
+                    job.add_done_callback(lambda _: self._on_loop(self._release, len(body)))
+                    text = await asyncio.wrap_future(job)
             except TimeoutError:
                 message = f"The request was not answered within {self._timeout_seconds:g} seconds."
                 raise RequestError("DEADLINE_EXCEEDED", message) from None
             finally:
-                self._under_way -= 1
-                self._held -= len(body)
+                if job is None:
+                    self._held -= len(body)
+            response = web.Response(text=text, content_type="application/json")
             response.enable_compression()  # where the client asks for it
             return response
+
+    def _check_room(self) -> None:
+        if self._under_way >= self._most:
+            raise RequestError("RESOURCE_EXHAUSTED", "Concurrent request limit exceeded!")
+
+    def _answer(self, servable: Servable, body: bytearray, end: float | None) -> str:
+        """The JSON of an answer; in a worker thread, which ends soon after `end` where nobody waits any more."""
+        signature_name, inputs, is_row = parse_request(body, servable)
+        left = None if end is None else end - time.monotonic()
+        outputs = self.predictor.predict(servable, signature_name, inputs, timeout=left)
+        return json.dumps(format_answer(outputs, is_row), ensure_ascii=False, allow_nan=False)
+
+    def _on_loop(self, do: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # a loop that has ended counts no more
+            self._loop.call_soon_threadsafe(do, *arguments)
+
+    def _release(self, size: int) -> None:
+        """A request is over, or its thread is, where the answer came too late."""
+        self._under_way -= 1
+        self._held -= size
 
     async def _read(self, request: web.Request, body: bytearray) -> None:
         """Read a request into `body`; what is in it has been added to the bytes that are held.
@@ -298,7 +323,8 @@ class RestServer:
                     self._held += len(part)
                     if len(body) > MAX_MESSAGE_BYTES:
                         raise too_large
-                    if self._held > MAX_BODIES_BYTES:
+                    share = 1.0 if len(body) <= SMALL_BODY_BYTES else 0.75
+                    if self._held > share * MAX_BODIES_BYTES:
                         raise RequestError("RESOURCE_EXHAUSTED", "The bodies of all requests are too large together.")
         except TimeoutError:
             message = f"The request did not arrive within {BODY_SECONDS:g} seconds."

@@ -23,6 +23,8 @@ CONNECT_SECONDS = 2.0
 MAX_BYTES = 64 << 20
 SHOWN = 200
 """Characters of a foreign answer in an error."""
+UNREADABLE = (ValueError, KeyError, TypeError, RecursionError, OverflowError)
+"""What reading JSON of a foreign server raises."""
 TOO_LATE = "The deadline was over before an answer came."
 
 
@@ -94,13 +96,18 @@ class RestTransport:
         )
         try:
             return {name: from_json(name, value) for name, value in outputs.items()}
-        except (TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise ServingError(grpc.StatusCode.UNKNOWN, f"The answer cannot be read: {error}") from None
 
     def is_available(self, timeout: float, metadata: Pairs) -> bool:
         """Whether a version of the model answers."""
         versions = self._ask("", None, timeout, metadata, "model_version_status")
-        return any(isinstance(version, dict) and version.get("state") == "AVAILABLE" for version in versions)
+        states = (
+            [version.get("state") for version in versions if isinstance(version, dict)]
+            if type(versions) is list
+            else []
+        )
+        return "AVAILABLE" in states
 
     def _ask(self, path: str, body: bytes | None, timeout: float, metadata: Pairs, field: str) -> Any:
         """The field of an answer.
@@ -139,7 +146,7 @@ def _open(opener: urllib.request.OpenerDirector, request: urllib.request.Request
                 raise _refusal(error, _read(error, deadline), url) from None
         try:
             return json.loads(content)[field]
-        except (ValueError, KeyError, TypeError):
+        except UNREADABLE:
             raise ServingError(codes.UNKNOWN, _foreign(answer, content, url)) from None
     except TimeoutError:
         raise ServingError(codes.DEADLINE_EXCEEDED, TOO_LATE) from None
@@ -168,7 +175,7 @@ def _refusal(error: urllib.error.HTTPError, content: bytes, url: str) -> Serving
     code = HTTP_CODES.get(error.code, grpc.StatusCode.UNKNOWN)
     try:
         return ServingError(code, str(json.loads(content)["error"]))
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return ServingError(code, _foreign(error, content, url))
 
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ MAX_ROWS = 256
 """Rows that a model is given at a time."""
 NO_ITEM = {"item_ids": b"", "scores": -np.inf}
 """What fills up a row of recommendations, by output."""
+MANIFEST = "tfrec_manifest.json"
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 OP_PACKAGES = {"Scann": "scann.scann_ops.py.scann_ops"}
 """The packages that register the ops of a manifest."""
@@ -114,6 +116,7 @@ class Servable:
             self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = dict(proto.meta_graphs[0].signature_def)
         except (DecodeError, IndexError):
             raise ValueError(f"`{path}` is damaged: export again.") from None
+        self._has_rows = (folder / MANIFEST).is_file()  # an export of ours; what others mean by an axis is not known
         self._specs = {name: _specs(definition) for name, definition in self.signature_defs.items()}
         try:
             self._model = tf.saved_model.load(str(folder))
@@ -171,20 +174,32 @@ class Servable:
                     "INVALID_ARGUMENT",
                     f'input "{name}" must have shape {shape} (-1 is any size). Received: {list(value.shape)}.',
                 )
+        rows = {name: len(value) for name, value in sorted(inputs.items()) if self._has_rows}
+        if len(set(rows.values())) > 1:  # TensorFlow would repeat a single `k`, or fail with words about its nodes
+            received = ", ".join(f"{name} {number}" for name, number in rows.items())
+            raise RequestError(
+                "INVALID_ARGUMENT", f"All inputs must have the same number of rows. Received: {received}."
+            )
         return dict(inputs)
 
-    def run(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(
+        self, signature_name: str, inputs: Mapping[str, np.ndarray], timeout: float | None = None
+    ) -> dict[str, np.ndarray]:
         """Run a signature on inputs that were checked; many rows a part at a time, since memory grows with the rows.
 
         Raises:
-            RequestError: with the code of TensorFlow's error; INVALID_ARGUMENT, the answer is too large.
+            RequestError: with the code of TensorFlow's error; INVALID_ARGUMENT, the answer is too large; DEADLINE_EXCEEDED, where
+                parts are left after `timeout` seconds.
         """
+        end = None if timeout is None else time.monotonic() + timeout
         numbers = {len(value) if value.ndim else 0 for value in inputs.values()}
         rows = numbers.pop() if len(numbers) == 1 else 0
         if rows <= MAX_ROWS:
             return self._call(signature_name, inputs)
         parts, size = [], 0
         for start in range(0, rows, MAX_ROWS):
+            if end is not None and time.monotonic() > end:
+                raise RequestError("DEADLINE_EXCEEDED", "The deadline was over before all rows were answered.")
             part = {name: value[start : start + MAX_ROWS] for name, value in inputs.items()}
             answer = self._call(signature_name, part)
             if any(not value.ndim or len(value) != min(MAX_ROWS, rows - start) for value in answer.values()):
@@ -213,7 +228,7 @@ class Servable:
 
 def _join(name: str, parts: list[np.ndarray]) -> np.ndarray:
     """The rows of several answers; recommendations are as wide as the largest `k` of each, and filled up to the widest."""
-    if name in NO_ITEM:
+    if name in NO_ITEM and parts[0].ndim == 2:
         width = max(part.shape[1] for part in parts)
         fill = lambda part: np.full((len(part), width - part.shape[1]), NO_ITEM[name], part.dtype)  # noqa: E731
         parts = [np.concatenate([part, fill(part)], axis=1) for part in parts]
@@ -231,7 +246,7 @@ def _free(model: Any) -> None:
 
 def _import_ops(folder: Path) -> None:
     """Register the ops that a version's manifest asks for."""
-    manifest = folder / "tfrec_manifest.json"
+    manifest = folder / MANIFEST
     if not manifest.is_file():
         return
     try:

@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -56,11 +57,14 @@ class Server:
         grpc_max_threads: int, requests that are answered at a time.
         grpc_channel_arguments: pairs of name and value, further options of gRPC.
         max_concurrent_requests: int, limit of gRPC requests and of REST requests; further ones get RESOURCE_EXHAUSTED.
+        max_request_rows: int, rows of a request at most; more are refused with INVALID_ARGUMENT. 0: any number. A full batch of
+            `batching_parameters_file` is never refused. Default: 4,096.
         allow_reload_config: bool, whether a request may change which models are served, where `host` is not loopback.
         rest_api_timeout_in_ms: int, milliseconds that a REST call may take; 0: any.
         rest_api_enable_cors_support: bool, whether pages of other origins may call REST.
     Raises:
-        ValueError: a file cannot be read, a model has no version that can be loaded, or a label names a missing version.
+        ValueError: a number is out of its range, a file cannot be read, a model has no version that can be loaded, or a label
+            names a missing version.
         OSError: a port is taken. Nothing is left running.
     """
 
@@ -83,6 +87,7 @@ class Server:
         grpc_max_threads: int = 8,
         grpc_channel_arguments: Sequence[tuple[str, Any]] = (),
         max_concurrent_requests: int = 256,
+        max_request_rows: int = 4096,
         allow_reload_config: bool = False,
         rest_api_timeout_in_ms: int = 30_000,
         rest_api_enable_cors_support: bool = False,
@@ -96,6 +101,22 @@ class Server:
 
         if (model_base_path is None) == (model_config_file is None):
             raise ValueError("Pass either a model base path or a model config file.")
+        for name, value, least, most in (
+            ("port", port or 0, 0, 65_535),  # gRPC would take a free one without a word
+            ("rest_api_port", rest_api_port or 0, 0, 65_535),
+            ("grpc_max_threads", grpc_max_threads, 1, math.inf),
+            ("max_concurrent_requests", max_concurrent_requests, 1, math.inf),
+            ("max_request_rows", max_request_rows, 0, math.inf),
+            ("file_system_poll_wait_seconds", file_system_poll_wait_seconds, -math.inf, threading.TIMEOUT_MAX),
+            (
+                "model_config_file_poll_wait_seconds",
+                model_config_file_poll_wait_seconds,
+                -math.inf,
+                threading.TIMEOUT_MAX,
+            ),
+        ):
+            if not least <= value <= most:  # nor NaN
+                raise ValueError(f"`{name}` must be between {least:,} and {most:,}. Received: {value}.")
         models_config = (
             config.read_models(model_config_file)
             if model_config_file is not None
@@ -123,17 +144,17 @@ class Server:
             batcher = None if batching is None else Batcher(batching, self.models.metrics)
             if batcher is not None:
                 running.callback(batcher.stop)
-            predictor = Predictor(self.models, batcher)
+            predictor = Predictor(self.models, batcher, max_request_rows)
             if rest_api_port is not None:
-                rest = RestServer(
+                self._rest = RestServer(
                     predictor,
                     metrics_path,
                     max_concurrent_requests,
                     timeout_seconds=rest_api_timeout_in_ms / 1000,
                     has_cors=rest_api_enable_cors_support,
                 )
-                running.callback(rest.stop)
-                self.rest_api_port = rest.start(host, rest_api_port)
+                running.callback(self._rest.stop)
+                self.rest_api_port = self._rest.start(host, rest_api_port)
             addresses = [] if port is None else [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
             addresses += [f"unix:{grpc_socket_path}"] if grpc_socket_path else []
             grpc_server, ports = grpc_services.start(

@@ -117,7 +117,7 @@ def to_json(value: np.ndarray) -> Any:
     if value.dtype != object:
         return value.tolist()
     text = np.frompyfunc(lambda v: v if isinstance(v, str) else v.decode(), 1, 1)
-    return text(value).tolist() if value.size else value.tolist()
+    return np.asarray(text(value), object).tolist() if value.size else value.tolist()
 
 
 def from_json(name: str, value: Any) -> np.ndarray:

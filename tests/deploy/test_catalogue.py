@@ -9,10 +9,12 @@ import pyarrow.parquet
 import pytest
 import tensorflow as tf
 from reference import recommend
+from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec.deploy.catalogue import change_catalogue, export_embeddings
 from tfrec.deploy.check import WARMUP, check
 from tfrec.deploy.saved_model import MANIFEST, export, latest_version, refresh
+from tfrec.index import ExactIndex, PartitionedIndex
 from tfrec.index.filters import ItemFilter, build_filter
 from tfrec_serving import Client, ServingError
 from tfrec_serving.server import Server
@@ -211,3 +213,35 @@ def test_a_partitioned_export_has_stock_ops_only_and_answers_as_the_exact_one(ru
     models = [tf.saved_model.load(str(f)) for f in (folder, latest_version(exact_export))]
     answers = [model.signatures["serving_default"](history=history)["item_ids"].numpy().tolist() for model in models]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"removed": ["nobody", "item-1"]}, "There is no item 'nobody' to remove, nor 0 others"),
+        ({"removed": ["nobody", "somebody"]}, "There is no item 'nobody' to remove, nor 1 others"),
+    ],
+)
+def test_items_that_are_not_there_cannot_be_removed(run, change, message):
+    with pytest.raises(ValueError, match=message):
+        change_catalogue(run, **change)
+
+
+def test_refusals_name_the_argument(run, tmp_path):
+    with pytest.raises(ValueError, match=r"items.csv` must end in .parquet"):
+        export_embeddings(run, tmp_path / "items.csv")
+    with pytest.raises(ValueError, match="No item has a value of `shelf`: there is nothing to filter by"):
+        ItemFilter({"shelf": [None, "", []]})
+    for kind in (ExactIndex, PartitionedIndex):
+        with pytest.raises(ValueError, match=f"`storage` of an? {kind.kind} index is one of .*. Received: 'int4'"):
+            kind(np.eye(4, dtype=np.float32), storage="int4")
+
+
+def test_a_warm_up_file_that_asks_for_another_signature(run, exact_export, tmp_path):
+    shutil.copytree(latest_version(exact_export), tmp_path / "1")
+    log = prediction_log_pb2.PredictionLog()
+    log.predict_log.request.model_spec.signature_name = "nothing"
+    with tf.io.TFRecordWriter(str(tmp_path / "1" / WARMUP)) as writer:
+        writer.write(log.SerializeToString())
+    with pytest.raises(ValueError, match="asks for the signature `nothing`, which the export lacks"):
+        check(tmp_path / "1")

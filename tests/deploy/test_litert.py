@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from tfrec.data.vocabulary import Vocabulary
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.litert import load, run_edge, to_litert
 
 
@@ -70,5 +71,43 @@ def test_a_partitioned_index_runs_at_the_edge(run, report, tmp_path, monkeypatch
     names = {op["op_name"] for op in load(edge.path)._get_ops_details()}
     assert not {name for name in names if name.startswith("Flex") or name == "CUSTOM"}
     assert edge.same_items > 0.9
-    with pytest.raises(ValueError, match="LiteRT runs an exact or a partitioned index"):
-        to_litert(run, tmp_path / "model.tflite", index="scann")
+
+
+@pytest.mark.parametrize("index", ["exact", "partitioned"])
+def test_a_run_that_lost_all_items_but_one(run, tmp_path, index):
+    """The histories that it is compared on are those of the items that are left."""
+    ids = run.vocabulary.item_ids
+    last = change_catalogue(run, removed=ids[:-1])
+    report = to_litert(last, tmp_path / "model.tflite", index=index)
+    assert report.num_histories == 0  # nobody has three events of one item left
+    interpreter = load(report.path)
+    for history, expected in (([], 2), ([1, 1], 2), ([2], 0)):
+        items, scores = run_edge(interpreter, np.array(history, np.int32))
+        assert items.tolist() == [expected]
+        assert (scores[0] > -1e38) == bool(expected)
+
+
+def test_the_sample_of_a_changed_run_has_the_items_that_are_left(run, tmp_path):
+    removed = run.vocabulary.item_ids[::3]
+    changed = change_catalogue(run, removed=removed)
+    before = [run.vocabulary.item_ids[i - FIRST_ITEM_INDEX] for i in run.sample.item_index]
+    after = [changed.vocabulary.item_ids[i - FIRST_ITEM_INDEX] for i in changed.sample.item_index]
+    assert after == [i for i in before if i not in set(removed)]
+    assert changed.sample.num_users == run.sample.num_users
+    first = [i for i in before[: run.sample.offsets[1]] if i not in set(removed)]
+    assert changed.vocabulary.decode(changed.sample.history(0)) == first
+    assert to_litert(changed, tmp_path / "model.tflite").same_items == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "`k` must be at least 1. Received: k=0"),
+        ({"out": "model.json"}, r"`model.json` must end in .tflite"),
+        ({"out": "vocabulary.tflite"}, r"and not be vocabulary.tflite"),
+        ({"index": "scann"}, "LiteRT runs an exact or a partitioned index. Received: index='scann'"),
+    ],
+)
+def test_what_cannot_be_converted(run, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        to_litert(run, **{"out": "model.tflite"} | arguments)

@@ -81,6 +81,10 @@ def test_the_same_everywhere(timed_run, tmp_path):
         assert client.recommend(history, 5, (), times)  # asked now
         with pytest.raises(ServingError, match="timestamps"):
             client.recommend(history, 5)
+        for width in (2, 4):
+            wrong = {"history": [history], "timestamps": [[0] * width], "request_time": [0]}
+            with pytest.raises(ServingError, match="INVALID_ARGUMENT.*`timestamps` must have the shape of `history`"):
+                client.predict("embed_history", **wrong)
     report = to_litert(timed_run, tmp_path / "model.tflite")
     assert report.same_items > 0.98
     assert report.max_difference < 1e-4

@@ -8,6 +8,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from serving_stubs import web_server
 from tensorflow import make_ndarray, make_tensor_proto
 from tensorflow_serving.apis import predict_pb2
 
@@ -151,3 +152,64 @@ def test_messages_are_byte_for_byte_tensorflows(array):
 def test_a_dtype_that_no_signature_takes_is_refused():
     with pytest.raises(TypeError, match="dtype complex128, which no signature takes"):
         messages.fill_tensor(messages.PredictRequest().inputs.add(key="x").value, np.zeros(1, complex))
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (200, b"[" * 100_000),
+        (400, b"[" * 100_000),
+        (200, b'{"outputs": {"item_ids": [["a"]], "scores": [[1%s]]}}' % (b"0" * 400)),
+        (200, b'{"model_version_status": 5, "outputs": [[1], [2, 3]]}'),
+        (200, b'{"model_version_status": [5], "outputs": "x"}'),
+    ],
+    ids=["deep", "a deep error", "a number too large", "no list", "no states"],
+)
+def test_an_answer_that_no_model_server_gives(status, content):
+    with web_server(status, content, "application/json") as server:
+        client = Client(f"http://127.0.0.1:{server.server_port}", timeout=5)
+        for ask in (
+            lambda: client.recommend(["a"]),
+            lambda: client.score(["a"], ["b"]),
+            lambda: client.wait_until_ready(0.2),
+        ):
+            with pytest.raises(ServingError):
+                ask()
+
+
+def test_an_answer_whose_shape_asks_for_gigabytes():
+    tensor = messages.PredictResponse().outputs.add(key="scores").value
+    tensor.dtype = 1
+    tensor.float_val.append(1.0)
+    for size in (2**20, 2**20 + 2, 2**62):
+        del tensor.tensor_shape.dim[:]
+        tensor.tensor_shape.dim.add(size=size)
+        if size == 2**20:
+            assert messages.read_tensor(tensor).shape == (size,)
+        else:
+            with pytest.raises(ValueError, match="values that are not there"):
+                messages.read_tensor(tensor)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, None, "5", float("nan"), float("inf"), 1e12])
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_timeout_that_is_none(scheme, timeout):
+    with pytest.raises(
+        ValueError, match=r"`timeout` is a number of seconds above 0, and 1,000,000 at most. Received: "
+    ):
+        Client(f"{scheme}127.0.0.1:1", timeout=timeout)
+
+
+def test_times_go_with_their_items(address):
+    with Client(address) as client:
+        with pytest.raises(
+            ValueError, match=r"`timestamps` has a number for each item: shape \(2,\). Received: shape \(1,\)"
+        ):
+            client.recommend(["a", "b"], timestamps=[1])
+        with pytest.raises(ValueError, match="`request_time` goes with `timestamps`"):
+            client.score(["a"], ["b"], request_time=1)
+
+
+def test_one_text_as_an_input(address):
+    with Client(address) as client, pytest.raises(ServingError, match=r"must have shape \[-1, -1\].*Received: \[\]"):
+        client.predict("serving_default", history="a")

@@ -7,7 +7,6 @@ import gzip
 import json
 import math
 import re
-import socket
 import time
 import tracemalloc
 import urllib.error
@@ -169,23 +168,6 @@ def test_our_client_reads_infinity_of_either_server(server):
         np.testing.assert_array_equal(from_json("scores", read), np.array([-np.inf, np.inf, np.nan, 0.5], np.float32))
 
 
-def test_the_limit_holds_before_bodies_are_read(server):
-    head = b"POST /v1/models/default:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
-    slow = [socket.create_connection(("127.0.0.1", server.rest_api_port)) for _ in range(4)]
-    for connection in slow:
-        connection.sendall(head)
-    deadline = time.monotonic() + 5
-    while (status := ask(server, {"instances": [["x"]]})[0]) != 429 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert status == 429
-    for connection in slow:
-        connection.close()
-    while (status := ask(server, {"instances": [["x"]]})[0]) != 200 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert status == 200
-    assert counts(server)[("default", "CANCELLED")] >= 4
-
-
 def test_bodies_are_bounded_one_by_one_and_together(server, monkeypatch):
     body = {"instances": [["x" * 200_000]]}
     monkeypatch.setattr(rest, "MAX_BODIES_BYTES", 100_000)
@@ -203,13 +185,6 @@ def test_bodies_are_bounded_one_by_one_and_together(server, monkeypatch):
         assert (status, "more than 100000 bytes" in text) == (413, True)
     status, text = ask(server, b"no gzip", headers={"Content-Encoding": "gzip"})
     assert (status, "is damaged" in text) == (400, True)
-
-
-def test_a_body_that_is_too_slow(server, monkeypatch):
-    monkeypatch.setattr(rest, "BODY_SECONDS", 0.1)
-    with socket.create_connection(("127.0.0.1", server.rest_api_port)) as connection:
-        connection.sendall(b"POST /v1/models/default:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 504")
 
 
 def test_codes_of_tensorflow_keep_their_meaning(server, loaded, monkeypatch):

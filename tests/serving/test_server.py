@@ -95,7 +95,7 @@ def test_ids_with_trailing_nul_and_unicode_are_sent_as_they_are(client):
                 "similar_items", item_ids=np.array([b"a", b"b"], object), k=np.array([1, 1, 1], np.int32)
             ),
             "INVALID_ARGUMENT",
-            "Incompatible shapes",
+            "All inputs must have the same number of rows. Received: item_ids 2, k 3",
         ),
     ],
 )

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tfrec.data.items import read_items
+from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.files import write_whole
 from tfrec.index.filters import values_of
@@ -82,7 +83,18 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         for old in run.model.weights
     ]
     model.set_weights(weights)
-    return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns)
+    sample = _with_catalogue(run.sample, kept, vocabulary)
+    return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns, sample=sample)
+
+
+def _with_catalogue(sample: PreparedData, kept: Sequence[int], vocabulary: Vocabulary) -> PreparedData:
+    """A run's sample without the events of removed items. Item numbers `kept` come first in `vocabulary`."""
+    new_index = np.zeros(FIRST_ITEM_INDEX + sample.num_items, np.int32)
+    new_index[FIRST_ITEM_INDEX + np.array(kept, int)] = np.arange(FIRST_ITEM_INDEX, FIRST_ITEM_INDEX + len(kept))
+    item_index = new_index[sample.item_index]
+    stays = item_index > 0
+    offsets = np.insert(np.cumsum(stays), 0, 0)[sample.offsets]
+    return PreparedData(vocabulary, item_index[stays], sample.timestamp[stays], offsets)
 
 
 def _with_items(model: TwoTower, num_items: int) -> TwoTower:

@@ -89,12 +89,17 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
 
     Args:
         run: a run or its folder.
-        out: the file to write.
-        k: int, items that it recommends. Default: 10.
+        out: the `.tflite` file to write.
+        k: int, items that it recommends, at most the catalogue. Default: 10.
         index: `"exact"` or `"partitioned"`. Default: `"exact"`.
     Raises:
-        ValueError: LiteRT does not run an index of this kind.
+        ValueError: LiteRT does not run an index of this kind, `k` is below 1, or `out` has another ending or the name of the
+            vocabulary.
     """
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1. Received: k={k}.")
+    if Path(out).suffix != ".tflite" or Path(out).stem == "vocabulary":  # beside it lie NAME.json and vocabulary.json
+        raise ValueError(f"`{out}` must end in .tflite, and not be vocabulary.tflite.")
     if index not in ("exact", "partitioned"):
         raise ValueError(f"LiteRT runs an exact or a partitioned index. Received: index={index!r}.")
     run = run if isinstance(run, Run) else Run.open(run)

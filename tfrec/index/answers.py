@@ -90,7 +90,9 @@ class Answers(tf.Module):
             `(query, is_cold)`: float32 `(batch, width)`; bool `(batch,)`, True for a history without a known item.
         """
         model = self.model()
-        if not self._for_edge:  # LiteRT does not divide int64
+        if times and not self._for_edge:  # LiteRT does not divide int64
+            message = "`timestamps` must have the shape of `history`."  # else the times of other items would be read
+            tf.debugging.assert_equal(tf.shape(times[0]), tf.shape(history), message)
             times = [to_seconds(given) for given in times]
         inputs = prepare_inputs(history, model.sequence_tower.max_length, *times)
         vectors, item = None, tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)
