@@ -178,8 +178,8 @@ def read_dialect(
     return dialect
 
 
-def read_blocks(source: Source, dialect: Dialect) -> Iterator[Block]:
-    """The rows of a file, without its header.
+def read_blocks(source: Source, dialect: Dialect, block_bytes: int | None = None) -> Iterator[Block]:
+    """The rows of a file, without its header, `block_bytes` or `BLOCK_BYTES` at a time.
 
     Raises:
         ValueError: the file cannot be split into rows, or cannot be decompressed.
@@ -188,7 +188,7 @@ def read_blocks(source: Source, dialect: Dialect) -> Iterator[Block]:
     try:
         with source.open() as stream:
             while not is_last:
-                read = stream.read(BLOCK_BYTES)
+                read = stream.read(block_bytes or BLOCK_BYTES)
                 is_last = not read
                 data = rest + read
                 if is_first:

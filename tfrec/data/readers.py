@@ -23,7 +23,7 @@ from tfrec.data.sources import Source, find_sources
 from tfrec.data.vocabulary import id_text
 
 CHUNK_ROWS = 500_000
-SAMPLE_ROWS, SAMPLE_FILES = 1000, 3
+SAMPLE_ROWS, SAMPLE_FILES, SAMPLE_BYTES = 1000, 3, 1 << 18
 """What a guess by content looks at: the first rows of some files."""
 KNOWN_FORMATS = ("csv", "tsv", "parquet", "jsonl", "sequences")
 
@@ -174,7 +174,7 @@ def _delimited(source: Source, number: int, reading: Reading, choose: _Choice) -
 
 def _delimited_sample(source: Source, reading: Reading) -> pa.Table:
     dialect = _dialect(source, reading)
-    block = next(delimited.read_blocks(source, dialect), None)
+    block = next(delimited.read_blocks(source, dialect, SAMPLE_BYTES), None)
     if block is None:
         return pa.table({name: pa.array([], pa.binary()) for name in dialect.names})
     return delimited.read_sample(block, SAMPLE_ROWS)
