@@ -45,7 +45,7 @@ def run_main(monkeypatch, *arguments) -> int:
         (["export", "no", "--out", "x"], "`no` is not a run"),
         (["recommend", "no", "--history", "a"], "`no` is neither host:port nor an export folder"),
         (["recommend", "localhost:9", "--history", "a"], "UNAVAILABLE"),
-        (["lite", "no", "--out", "x"], "`no` is not a run"),
+        (["lite", "no", "--out", "x.tflite"], "`no` is not a run"),
         (["serve", "no"], "`no` has no version folder"),
         (["bench", "serve", "no"], "`no` is not an export"),
     ],
