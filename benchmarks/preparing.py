@@ -21,13 +21,15 @@ import pyarrow.parquet
 
 STEP = 5_000_000
 MEASURE = """
-import resource, shutil, sys, time
+import os, resource, shutil, sys, time
+import tfrec
 from tfrec.data.preparation import prepare
 log, out = sys.argv[1:]
 shutil.rmtree(out, ignore_errors=True)
 began = time.perf_counter()
 data = prepare(log, out)
 seconds = time.perf_counter() - began
+assert tfrec.__file__.startswith(os.getcwd()), tfrec.__file__
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(f"{seconds:8.1f} s {peak:8.2f} GB {data.num_events:14,} events {data.manifest['num_refused']:6,} refused")
 """
@@ -70,9 +72,13 @@ def main() -> None:
     for path in make(given.folder, given.rows):
         for _ in range(given.turns):
             for name, checkout in checkouts.items():
-                command = [sys.executable, "-c", MEASURE, str(path), str(given.folder / "out")]
+                command = [sys.executable, "-c", MEASURE, str(path.resolve()), str((given.folder / "out").resolve())]
                 done = subprocess.run(
-                    command, env=os.environ | {"PYTHONPATH": str(checkout)}, capture_output=True, text=True
+                    command,
+                    cwd=checkout,  # `-c` looks there first, before PYTHONPATH
+                    env=os.environ | {"PYTHONPATH": str(checkout)},
+                    capture_output=True,
+                    text=True,
                 )
                 print(f"{path.suffix:9} {name:7} {done.stdout.strip() or done.stderr[-300:]}", flush=True)
 

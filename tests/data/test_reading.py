@@ -2,6 +2,8 @@
 
 import datetime
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -266,3 +268,13 @@ def test_one_user_in_many_batches(monkeypatch):
     plain = prepare(events)
     monkeypatch.setattr("tfrec.data.events.FETCH_ROWS", 1)
     assert histories(prepare(events)) == histories(plain) == {"u": [*"abcde"], "v": [*"fg"]}
+
+
+def test_nothing_but_the_answer_stands_on_stdout(tmp_path):
+    script = (
+        "import sys, tfrec.data.preparation as p, pyarrow as pa\n"
+        "with p._database(None) as con:\n"
+        "    print(con.sql(\"SELECT current_setting('enable_progress_bar')\").fetchall()[0][0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

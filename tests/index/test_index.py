@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -5,6 +7,7 @@ import tensorflow as tf
 from tfrec.index import build_index, estimate_bytes, exact_top, recall
 from tfrec.index.exact import ExactIndex
 from tfrec.index.partitioned import PartitionedIndex
+from tfrec.index.scann import ScannIndex
 
 KINDS = ["exact", "partitioned", "scann"]
 STORED = [("exact", "bfloat16"), ("partitioned", "bfloat16"), ("partitioned", "int8")]
@@ -191,3 +194,11 @@ def test_the_estimate_is_what_it_keeps_and_more():
         index = build_index(kind, vectors(5000), storage=storage)
         kept = sum(v.shape.num_elements() * v.dtype.size for v in index.variables)
         assert kept <= estimate_bytes(kind, 5000, 64, storage) <= 3 * 4 * 5000 * 64
+
+
+def test_scann_says_what_it_keeps_and_needs(monkeypatch):
+    with pytest.raises(ValueError, match=r"A scann index keeps float32 vectors .* Received: storage='int8'"):
+        ScannIndex(vectors(10), storage="int8")
+    monkeypatch.setitem(sys.modules, "scann.scann_ops.py", None)
+    with pytest.raises(ImportError, match="needs the package scann .* Or choose `--index partitioned`"):
+        ScannIndex(vectors(10))

@@ -362,6 +362,7 @@ def _database(folder: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
     path = None if folder is None else folder / "work.duckdb"
     with contextlib.closing(duckdb.connect(":memory:" if path is None else str(path))) as con:
         con.execute(f"SET memory_limit = '{SORT_MEMORY}'")
+        con.execute("SET enable_progress_bar = false")  # it would stand on stdout, also before --json
         if path is None:
             con.execute("SET temp_directory = ?", [tempfile.gettempdir()])
         yield con
