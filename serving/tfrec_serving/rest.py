@@ -12,7 +12,7 @@ import os
 import reprlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -274,7 +274,7 @@ class RestServer:
                     self._check_room()  # only now a place is taken: one that sends slowly takes none
                     self._under_way += 1
                     job = self._workers.submit(self._answer, servable, body, end)
-                    job.add_done_callback(lambda _: self._on_loop(self._release, len(body)))
+                    job.add_done_callback(lambda _: self._release(len(body)))
                     text = await asyncio.wrap_future(job)
             except TimeoutError:
                 message = f"The request was not answered within {self._timeout_seconds:g} seconds."
@@ -297,14 +297,15 @@ class RestServer:
         outputs = self.predictor.predict(servable, signature_name, inputs, timeout=left)
         return json.dumps(format_answer(outputs, is_row), ensure_ascii=False, allow_nan=False)
 
-    def _on_loop(self, do: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # a loop that has ended counts no more
-            self._loop.call_soon_threadsafe(do, *arguments)
-
     def _release(self, size: int) -> None:
-        """A request is over, or its thread is, where the answer came too late."""
-        self._under_way -= 1
-        self._held -= size
+        """Count a request as over; its thread calls this, which may end long after an answer that came too late."""
+
+        def release() -> None:
+            self._under_way -= 1
+            self._held -= size
+
+        with contextlib.suppress(RuntimeError):  # a loop that has ended counts no more
+            self._loop.call_soon_threadsafe(release)
 
     async def _read(self, request: web.Request, body: bytearray) -> None:
         """Read a request into `body`; what is in it has been added to the bytes that are held.

@@ -15,6 +15,7 @@ import pytest
 
 from tests.logs import histories, write
 from tfrec.data.events import Events
+from tfrec.data.items import read_items
 from tfrec.data.preparation import prepare
 from tfrec.data.sources import find_sources
 
@@ -257,8 +258,6 @@ def test_links_among_the_parts(tmp_path):
 def test_files_of_different_columns(tmp_path):
     pq.write_table(pa.table({"item_id": ["1"], "size": ["x"]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"item_id": ["1"], "size": [[1]]}), tmp_path / "b.parquet")
-    from tfrec.data.items import read_items
-
     with pytest.raises(ValueError, match="its files do not have the same columns"):
         read_items(tmp_path)
 
@@ -272,9 +271,10 @@ def test_one_user_in_many_batches(monkeypatch):
 
 def test_nothing_but_the_answer_stands_on_stdout(tmp_path):
     script = (
-        "import sys, tfrec.data.preparation as p, pyarrow as pa\n"
-        "with p._database(None) as con:\n"
-        "    print(con.sql(\"SELECT current_setting('enable_progress_bar')\").fetchall()[0][0])\n"
+        "import tfrec.data.preparation as p, tfrec.data.times as t\n"
+        "with p._database(None) as sorting, t._database().cursor() as casting:\n"
+        "    for con in (sorting, casting):\n"
+        "        print(con.sql(\"SELECT current_setting('enable_progress_bar')\").fetchall()[0][0])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "False\n" * 2

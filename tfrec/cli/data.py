@@ -127,13 +127,13 @@ def prepare(
         told: dict[str, Any] = {"user": user, "item": item, "time": time, "items": items, "format": format}
         options |= told | {"columns": _list(columns), "first_column": first_column, "time_format": time_format}
         options |= {"delimiter": _tab(delimiter), "escape": escape, "tie_break": tie_break, "encoding": encoding}
-        options |= {"quote": None if quote == "none" else quote}
+        options |= {"quote": _quote(quote)}
         if null_values is not None:
             options["null_values"] = _list(null_values)
         of_items = {"format": items_format, "columns": _list(items_columns), "delimiter": _tab(items_delimiter)}
         options["items_options"] = {name: value for name, value in of_items.items() if value}
         if items_quote is not None:
-            options["items_options"]["quote"] = None if items_quote == "none" else items_quote
+            options["items_options"]["quote"] = _quote(items_quote)
         manifest = prepare_log(source, out_, **options).manifest
     if as_json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
@@ -161,6 +161,10 @@ def prepare(
 def _list(names: str | None) -> list[str]:
     """Names with commas between them, quoted as in CSV."""
     return next(csv.reader([names]), []) if names else []
+
+
+def _quote(character: str) -> str | None:
+    return None if character == "none" else character
 
 
 def _tab(delimiter: str | None) -> str | None:

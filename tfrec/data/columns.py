@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -56,21 +57,21 @@ def choose_columns(
     """
     chosen: dict[str, str | None] = {}
     lower = {name.strip().lower(): name for name in reversed(names)}
-    # one part may lack the times that others have
-    times = {
-        n: max((share_of_times(sample[n]) for sample in samples), default=0.0) for n in names if names.count(n) == 1
-    }
+
+    def share(name: str) -> float:  # one part may lack the times that others have
+        return max((share_of_times(s[name]) for s in samples if s.column_names.count(name) == 1), default=0.0)
+
     for role in ("user", "item", "time"):
         name = _named(names, told, role, where)
         guesses = [lower[n] for n in COMMON_NAMES[role] if n in lower]
         guess, how = next(iter(guesses), None), "guessed"
         if role == "time" and name is None:
             # `date` and `time` side by side: the hour alone is no time
-            guess = next((g for g in guesses if times.get(g, 0) >= 0.5), guess)
-            of_times = [n for n in times if n and n not in chosen.values() and times[n] == 1]
-            if guess is None and len(of_times) == 1:
+            guess = next((g for g in guesses if share(g) >= 0.5), guess)
+            of_times = [n for n in names if n and n not in chosen.values() and share(n) == 1] if guess is None else []
+            if len(of_times) == 1:
                 guess, how = of_times[0], "guessed: its values are times"
-            elif guess is None and of_times:
+            elif of_times:
                 notes.append(f"several columns hold times: {', '.join(of_times)} (--time names the one to use)")
         chosen[role] = name or guess
         if chosen[role] is None and role != "time":
@@ -82,13 +83,22 @@ def choose_columns(
             notes.append(f"{role} column: {guess!r} ({how}; --{role} sets it)")
     if told.get("tie"):
         chosen["tie"] = _named(names, told, "tie", where)
-    twice = next((name for name in chosen.values() if name is not None and list(names).count(name) > 1), None)
+    twice = first_twin(name for name in names if name in chosen.values())
     if twice is not None:
         raise ValueError(f"{where}: two columns have the name {twice!r}. Rename one of them.")
     kind = next((lower[n] for n in EVENT_TYPES if n in lower and lower[n] not in chosen.values()), None)
     if kind is not None:
         notes.append(f"column {kind!r} looks like the type of the event: rows of every type are read alike")
     return chosen
+
+
+def first_twin(names: Iterable[str]) -> str | None:
+    """The first name that two columns have, or None.
+
+    >>> first_twin(["user", "item", "item"])
+    'item'
+    """
+    return next((name for name, number in collections.Counter(names).items() if number > 1), None)
 
 
 def _named(names: Sequence[str], told: Mapping[str, str | None], role: str, where: str) -> str | None:

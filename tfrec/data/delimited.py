@@ -154,28 +154,26 @@ def read_dialect(
     if delimiter is None:
         delimiter = "\t" if source.format == "tsv" else max(DELIMITERS, key=first.count)
     if columns:
-        dialect = Dialect(tuple(columns), delimiter, quote, escape, has_header=False)
+        return Dialect(tuple(columns), delimiter, quote, escape, has_header=False)
+    if len(delimiter) > 1:
+        names = first.split(delimiter)
     else:
-        if len(delimiter) > 1:
-            names = first.split(delimiter)
-        else:
-            rows = csv.reader(
-                io.StringIO(start.decode(errors="replace"), newline=""),
-                delimiter=delimiter,
-                **({"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}),
-                escapechar=escape,
-            )
-            try:
-                names = next(rows, [])
-            except csv.Error as error:
-                raise ValueError(f"`{source.name}`: the first line cannot be read: {error}.") from None
-        typed = [TYPED_HEADER.fullmatch(name) for name in names]
-        lists: list[str] = []
-        if names and all(typed):
-            lists = [match[1] for match in typed if match[2].endswith("_seq")]  # type: ignore[index]
-            names = [match[1] for match in typed]  # type: ignore[index]
-        dialect = Dialect(tuple(names), delimiter, quote, escape, lists=frozenset(lists))
-    return dialect
+        rows = csv.reader(
+            io.StringIO(start.decode(errors="replace"), newline=""),
+            delimiter=delimiter,
+            **({"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}),
+            escapechar=escape,
+        )
+        try:
+            names = next(rows, [])
+        except csv.Error as error:
+            raise ValueError(f"`{source.name}`: the first line cannot be read: {error}.") from None
+    typed = [TYPED_HEADER.fullmatch(name) for name in names]
+    lists: list[str] = []
+    if names and all(typed):
+        lists = [match[1] for match in typed if match[2].endswith("_seq")]  # type: ignore[index]
+        names = [match[1] for match in typed]  # type: ignore[index]
+    return Dialect(tuple(names), delimiter, quote, escape, lists=frozenset(lists))
 
 
 def read_blocks(source: Source, dialect: Dialect, block_bytes: int | None = None) -> Iterator[Block]:

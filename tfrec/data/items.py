@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tfrec.data.columns import COMMON_NAMES
+from tfrec.data.columns import COMMON_NAMES, first_twin
 from tfrec.data.json_lines import any_text
 from tfrec.data.readers import Reading, as_table, read_table
 from tfrec.data.rows import as_text, is_list, without_point
@@ -52,7 +52,7 @@ def read_items(source: Any, reading: Reading | None = None, **options: Any) -> p
     titles = [n for n in ("title", *(lower.get(n) for n in COMMON_NAMES["title"])) if n in names and n != name]
     renamed = {name: "item_id"} | dict.fromkeys(titles[:1], "title")
     names = [renamed.get(n, n) for n in names]
-    twice = next((n for n in names if names.count(n) > 1), None)
+    twice = first_twin(names)
     if twice is not None:
         raise ValueError(f"{where}: two columns have the name {twice!r}, or are read as it. Rename one of them.")
     table = pa.table({n: _storable(table.column(number)) for number, n in enumerate(names)})

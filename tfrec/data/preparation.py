@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfrec.data.arrays import ArrayWriter, bincount, pieces
+from tfrec.data.database import connect
 from tfrec.data.events import SORT_MEMORY, Events, Times, count_by_user, is_duplicate, rare
 from tfrec.data.items import read_items
 from tfrec.data.prepared import FORMAT, MANIFEST, NO_ROWS, PreparedData
@@ -115,21 +116,19 @@ def prepare(
     if not 0 <= max_refused <= 1:
         raise ValueError(f"`max_refused` must be a share between 0 and 1. Received: {max_refused}.")
     reading = Reading(
-        *(
-            format,
-            user,
-            item,
-            time,
-            tie_break,
-            columns,
-            first_column,
-            delimiter,
-            quote,
-            escape,
-            null_values,
-            time_format,
-        ),
-        encoding=encoding,
+        format,
+        user,
+        item,
+        time,
+        tie_break,
+        columns,
+        first_column,
+        delimiter,
+        quote,
+        escape,
+        null_values,
+        time_format,
+        encoding,
     )
     notes: list[str] = []
     with contextlib.ExitStack() as opened:
@@ -360,9 +359,7 @@ def _work_folder(out: str | os.PathLike | None, overwrite: bool) -> Iterator[Pat
 def _database(folder: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database, in a file of `folder` or in memory."""
     path = None if folder is None else folder / "work.duckdb"
-    with contextlib.closing(duckdb.connect(":memory:" if path is None else str(path))) as con:
-        con.execute(f"SET memory_limit = '{SORT_MEMORY}'")
-        con.execute("SET enable_progress_bar = false")  # it would stand on stdout, also before --json
+    with contextlib.closing(connect(path, memory_limit=SORT_MEMORY)) as con:
         if path is None:
             con.execute("SET temp_directory = ?", [tempfile.gettempdir()])
         yield con

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrec.data import delimited, json_lines
-from tfrec.data.columns import choose_columns
+from tfrec.data.columns import choose_columns, first_twin
 from tfrec.data.rows import Part, as_text
 from tfrec.data.sources import Source, find_sources
 from tfrec.data.vocabulary import id_text
@@ -384,7 +384,7 @@ def _delimited_table(source: Source, reading: Reading) -> pa.Table:
     if reading.delimiter is not None and len(dialect.names) == 1:  # that of the log, and the items have another
         dialect = _dialect(source, replace(reading, delimiter=None))
     names = [name for name in dialect.names if name]  # spreadsheets write columns without a name
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = first_twin(names)
     if twice is not None:
         raise ValueError(f"`{source.name}`: two columns have the name {twice!r}. Rename one of them.")
     tables = []

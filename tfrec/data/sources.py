@@ -104,9 +104,10 @@ def find_sources(
         root = _folder_before_pattern(place) if is_glob else place
         found = filesystem.get_file_info(root)
         if is_glob and is_local:
-            files = [f for path in glob.glob(place, recursive=True) for f in _files(filesystem, path)]
+            matched = filesystem.get_file_info(glob.glob(place, recursive=True))
+            files = [file for info in matched for file in _files(filesystem, info)]
         else:
-            files = _files(filesystem, root)
+            files = _files(filesystem, found)
         if not found.is_file:
             files = [f for f in files if _is_data(f.path, root)]
         if is_glob and not is_local:
@@ -163,19 +164,18 @@ def _sentence(error: Exception) -> str:
     return f"{str(error).splitlines()[0].rstrip('.')}."
 
 
-def _files(filesystem: pa.fs.FileSystem, path: str) -> list[pa.fs.FileInfo]:
+def _files(filesystem: pa.fs.FileSystem, found: pa.fs.FileInfo) -> list[pa.fs.FileInfo]:
     """A file, or the files of a folder and of the folders in it, with links that lead nowhere."""
-    found = filesystem.get_file_info(path)
     if found.type != pa.fs.FileType.Directory:
         return [found] if found.is_file else []
     if isinstance(filesystem, pa.fs.LocalFileSystem):  # PyArrow passes over such links
         names: list[str] = []
-        for folder, folders, files in os.walk(path, followlinks=True):
+        for folder, folders, files in os.walk(found.path, followlinks=True):
             own = os.path.join(os.path.realpath(folder), "")  # a link to a folder above would never end
             folders[:] = [f for f in folders if not own.startswith(os.path.join(os.path.realpath(f"{folder}/{f}"), ""))]
             names += [os.path.join(folder, name) for name in files]
         return filesystem.get_file_info(names)
-    below = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
+    below = filesystem.get_file_info(pa.fs.FileSelector(found.path, recursive=True))
     return [file for file in below if file.type != pa.fs.FileType.Directory]
 
 
@@ -197,13 +197,13 @@ def _is_data(path: str, root: str) -> bool:
     return not any(part[0] in "_." and "=" not in part for part in below) and not path.endswith(".crc")
 
 
-def _partitions(below: str) -> dict[str, str | None]:
+def _partitions(path: str) -> dict[str, str | None]:
     """The partition columns in a path.
 
     >>> _partitions("log/day=2026-01-02/country=de/part-0.csv")
     {'day': '2026-01-02', 'country': 'de'}
     """
-    pairs = (part.partition("=") for part in PurePosixPath(below).parts[:-1] if "=" in part)
+    pairs = (part.partition("=") for part in PurePosixPath(path).parts[:-1] if "=" in part)
     return {key: None if value == NO_PARTITION else unquote(value) for key, _, value in pairs}
 
 

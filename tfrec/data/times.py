@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tfrec.data.database import connect
 from tfrec.data.prepared import RESOLUTIONS
 
 SECOND = 10**9
@@ -46,7 +47,7 @@ class Kind(IntEnum):
 @functools.cache
 def _database() -> duckdb.DuckDBPyConnection:
     """DuckDB casts what parses, and leaves null what does not."""
-    return duckdb.connect(config={"threads": 1})
+    return connect(threads=1)
 
 
 def read_times(values: pa.Array, time_format: str | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +86,8 @@ def read_times(values: pa.Array, time_format: str | None = None) -> tuple[np.nda
 
 def _has_letter_x(values: pa.Array) -> bool:
     data = values.buffers()[2]
-    return data is not None and any(letter in data.to_pybytes() for letter in (b"x", b"X"))
+    text = b"" if data is None else data.to_pybytes()
+    return b"x" in text or b"X" in text
 
 
 def _integers(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
