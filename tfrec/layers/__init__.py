@@ -3,6 +3,7 @@
 from tfrec.layers.attention import CausalSelfAttention
 from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
+from tfrec.layers.features import CategoryEmbedding, FeatureEmbedding, NumberEmbedding
 from tfrec.layers.positions import (
     CalendarEmbedding,
     ElapsedEmbedding,
@@ -15,11 +16,14 @@ from tfrec.layers.recurrent import AdditiveAttention, RecurrentBlock
 __all__ = [
     "AdditiveAttention",
     "CalendarEmbedding",
+    "CategoryEmbedding",
     "CausalSelfAttention",
     "Dropout",
     "ElapsedEmbedding",
+    "FeatureEmbedding",
     "GatedBlock",
     "HSTUBlock",
+    "NumberEmbedding",
     "PositionFromNewest",
     "RecurrentBlock",
     "RelativePositionBias",

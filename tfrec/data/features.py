@@ -1,0 +1,154 @@
+"""Features: columns of items, users and events as the numbers that a model reads, with what was learned from the data.
+
+A feature reads a raw column and gives encoded values:
+
+kind       raw column                                  encoded
+category   string (...)                                int32 (...): `PAD_INDEX` missing, `OOV_INDEX` unknown, else a known value
+multi      string (..., values), "" = none             int32 (..., values), the same numbers
+number     float32 (...), NaN = missing                the same
+date       float32 (...), days since 1970, NaN         the same
+vector     float32 (..., width), zeros = missing       the same
+text       string (...), "" = missing                  float32 (..., width), see `tfrec.data.text`
+
+`raw_column` makes a raw column of one of a file, `FeatureEncoder` encodes it, in Python and in a served model alike, and
+`FeatureEmbedding` reads what is encoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfrec.data.raw_columns import raw_column
+from tfrec.data.text import fit_text
+
+FEATURES, TABLES = "features.json", "features.npz"
+MAX_VALUES = 10_000
+"""Values of a category that get a number of their own: the most frequent. The others are unknown."""
+MIN_ROWS = 2
+"""Rows of the same value that it takes to get a number."""
+SKEWED = 3.0
+"""Skewness above which a number that is never negative is read on a log scale."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column and how it becomes numbers.
+
+    >>> genre = Feature("genre", "category", values=("drama", "comedy"))
+    >>> genre.spec
+    {'kind': 'category', 'num_values': 2}
+
+    Attributes:
+        name: str, the column.
+        kind: str, `category`, `multi`, `number`, `date`, `vector` or `text`.
+        values: tuple of str, for categories the known values in the order of their numbers.
+        separator: str, for `multi` columns of text, what stands between the values.
+        mean, stddev: float, of a number; on a log scale with `is_log`.
+        is_log: bool, whether a number is read as `sign(x) log(1 + |x|)`.
+        width: int, of a vector, or of what a text becomes.
+        encoder: str, of a `vector` that is made of text, the name of the installed sentence encoder.
+        table: float32 array `(buckets, width)`, of `text`: see `tfrec.data.text`; None for the others.
+    """
+
+    name: str
+    kind: str
+    values: tuple[str, ...] = ()
+    separator: str = ""
+    mean: float = 0.0
+    stddev: float = 1.0
+    is_log: bool = False
+    width: int = 0
+    encoder: str = ""
+    table: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What `FeatureEmbedding` needs to know: plain values."""
+        if self.kind in ("category", "multi"):
+            return {"kind": self.kind, "num_values": len(self.values)}
+        if self.kind in ("number", "date"):
+            return {"kind": "number", "mean": self.mean, "stddev": self.stddev, "is_log": self.is_log}
+        return {"kind": "vector", "width": self.width}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields but `table`, as plain values; those at their default are left out."""
+        fields = {f.name: f.default for f in dataclasses.fields(self) if f.name != "table"}
+        own = {name: getattr(self, name) for name, default in fields.items() if getattr(self, name) != default}
+        return own | {"values": list(self.values)} if self.values else own
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], table: np.ndarray | None = None) -> Feature:
+        """The feature of `to_dict`."""
+        return cls(**{**fields, "values": tuple(fields.get("values", ())), "table": table})
+
+
+def fit_feature(name: str, kind: str, column: pa.ChunkedArray, separator: str = "", encoder: str = "") -> Feature:
+    """Learn what a feature needs to know from its column.
+
+    >>> fit_feature("genres", "multi", pa.chunked_array([["a|b", "b", None]]), separator="|").values
+    ('b', 'a')
+
+    Args:
+        name: str, of the column.
+        kind, separator, encoder: see `Feature`.
+        column: PyArrow column, as a file has it; see `raw_column`.
+    Raises:
+        ValueError: the column holds no values of this kind; the message says which row.
+    """
+    feature = Feature(name, kind, separator=separator, encoder=encoder)
+    raw = raw_column(name, kind, column, separator=separator, encoder=encoder)
+    if kind in ("category", "multi"):
+        return dataclasses.replace(feature, values=tuple(_frequent(raw, 1 if kind == "multi" else MIN_ROWS)))
+    if kind in ("number", "date"):
+        known = raw[np.isfinite(raw)].astype(np.float64)
+        if not len(known):
+            return feature
+        spread = known.std()
+        skewness = ((known - known.mean()) ** 3).mean() / spread**3 if spread else 0.0
+        is_log = bool(kind == "number" and skewness > SKEWED and known.min() >= 0)
+        known = np.log1p(known) if is_log else known
+        return dataclasses.replace(feature, mean=float(known.mean()), stddev=float(known.std()) or 1.0, is_log=is_log)
+    if kind == "vector":
+        return dataclasses.replace(feature, width=raw.shape[1])
+    table = fit_text(raw)
+    return dataclasses.replace(feature, width=table.shape[1], table=table)
+
+
+def save_features(folder: str | os.PathLike, features: Mapping[str, Sequence[Feature]]) -> None:
+    """Write features, by whose they are (`items`, `events`, `users`), to a folder."""
+    folder = Path(folder)
+    tables = {f"{owner}.{f.name}": f.table for owner, own in features.items() for f in own if f.table is not None}
+    text = json.dumps({owner: [f.to_dict() for f in own] for owner, own in features.items()}, ensure_ascii=False)
+    (folder / FEATURES).write_text(text, encoding="utf-8")
+    if tables:
+        np.savez(folder / TABLES, **tables)
+
+
+def load_features(folder: str | os.PathLike) -> dict[str, list[Feature]]:
+    """The features of `save_features`; empty where a folder has none."""
+    folder = Path(folder)
+    if not (folder / FEATURES).is_file():
+        return {}
+    known = json.loads((folder / FEATURES).read_text(encoding="utf-8"))
+    with np.load(folder / TABLES) if (folder / TABLES).is_file() else contextlib.nullcontext({}) as tables:
+        return {
+            owner: [Feature.from_dict(f, tables.get(f"{owner}.{f['name']}")) for f in own]
+            for owner, own in known.items()
+        }
+
+
+def _frequent(values: np.ndarray, min_rows: int) -> list[str]:
+    """The distinct values but "", the most frequent first, then by text."""
+    counts = pa.array(values.reshape(-1), pa.string()).value_counts()
+    found = sorted((-c["counts"], c["values"]) for c in counts.to_pylist() if c["values"] and c["counts"] >= min_rows)
+    return [value for _, value in found[:MAX_VALUES]]
