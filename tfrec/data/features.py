@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tfrec.data.raw_columns import raw_column
+from tfrec.data.raw_columns import plain_array, raw_column, value_lists, values_of
 from tfrec.data.text import fit_text
 
 FEATURES, TABLES = "features.json", "features.npz"
@@ -106,11 +107,15 @@ def fit_feature(name: str, kind: str, column: pa.ChunkedArray, separator: str = 
         ValueError: the column holds no values of this kind; the message says which row.
     """
     feature = Feature(name, kind, separator=separator, encoder=encoder)
-    raw = raw_column(name, kind, column, separator=separator, encoder=encoder)
     if kind in ("category", "multi"):
-        return dataclasses.replace(feature, values=tuple(_frequent(raw, 1 if kind == "multi" else MIN_ROWS)))
+        array = plain_array(column)
+        values = values_of(name, array) if kind == "category" else value_lists(name, array, separator)[0]
+        return dataclasses.replace(feature, values=tuple(_frequent(values, MIN_ROWS if kind == "category" else 1)))
+    if encoder:  # its width is known from one row
+        return dataclasses.replace(feature, width=raw_column(name, kind, column[:1], encoder=encoder).shape[1])
+    raw = raw_column(name, kind, column)
     if kind in ("number", "date"):
-        known = raw[np.isfinite(raw)].astype(np.float64)
+        known = raw[~np.isnan(raw)].astype(np.float64)
         if not len(known):
             return feature
         spread = known.std()
@@ -147,8 +152,9 @@ def load_features(folder: str | os.PathLike) -> dict[str, list[Feature]]:
         }
 
 
-def _frequent(values: np.ndarray, min_rows: int) -> list[str]:
-    """The distinct values but "", the most frequent first, then by text."""
-    counts = pa.array(values.reshape(-1), pa.string()).value_counts()
-    found = sorted((-c["counts"], c["values"]) for c in counts.to_pylist() if c["values"] and c["counts"] >= min_rows)
-    return [value for _, value in found[:MAX_VALUES]]
+def _frequent(values: pa.Array, min_rows: int) -> list[str]:
+    """The distinct values, the most frequent first, then by text."""
+    counts = pa.Table.from_struct_array(values.drop_null().value_counts())
+    counts = counts.filter(pc.greater_equal(counts["counts"], min_rows))
+    order = pc.sort_indices(counts, [("counts", "descending"), ("values", "ascending")])
+    return counts["values"].take(order[:MAX_VALUES]).to_pylist()

@@ -22,6 +22,7 @@ from tfrec.data.arrays import ArrayWriter, bincount, pieces
 from tfrec.data.database import connect
 from tfrec.data.events import SORT_MEMORY, Events, Times, count_by_user, is_duplicate, rare
 from tfrec.data.items import read_items
+from tfrec.data.kinds import fit_table
 from tfrec.data.prepared import FORMAT, MANIFEST, NO_ROWS, PreparedData
 from tfrec.data.readers import Reading, read_files, read_frame, sources_of
 from tfrec.data.rows import PLACES, Part, Rows, check, refused_table
@@ -52,6 +53,8 @@ def prepare(
     null_values: Sequence[str] | None = None,
     encoding: str | None = None,
     items_options: Mapping[str, Any] | None = None,
+    item_features: Mapping[str, str] | None = None,
+    text_encoder: str | None = None,
     time_format: str | None = None,
     tie_break: str | None = None,
     duplicates: str = "drop",
@@ -93,6 +96,11 @@ def prepare(
         encoding: the encoding of text files, such as `latin-1`. Default: UTF-8, or UTF-16 with a byte order mark.
         items_options: what is different in the item file: `format`, `columns`, `delimiter`, `quote`, `escape`, `encoding`,
             `null_values`. Default: it is read like the log, its format and columns told from the file.
+        item_features: dict, the kinds of columns of `items` by their names, see docs/features.md: `category`, `multi` (`multi:|`
+            with the separator), `number`, `date`, `vector`, `text`, `none` (left out) or `auto`. Default: told from the values; what
+            was told is in `manifest["item_features"]`.
+        text_encoder: str, the sentence encoder (of the package sentence-transformers) that makes vectors of text. Default: none,
+            vectors of text are learned from the catalogue.
         time_format: str, the format of times in the letters of `strftime`. Default: numbers or ISO 8601.
         tie_break: str, the column that orders events of equal times: as numbers, if all are. Default: the order of the log.
         duplicates: str, what becomes of a row with the user, item and time of an earlier one: `drop`, `keep` or `refuse`.
@@ -172,9 +180,13 @@ def prepare(
         if properties is not None:
             catalogue, counts = _with_properties(catalogue, properties, notes)
             manifest |= counts
+        of_items, told = fit_table(catalogue, item_features, encoder=text_encoder, without=("item_id", "num_events"))
+        features = {"items": of_items} if of_items else {}
+        manifest |= {"item_features": told}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest |= {"notes": list(dict.fromkeys(notes)), "source": given, "created": now, **(about or {})}
-        data = PreparedData(vocabulary, *arrays, manifest, items=catalogue, users=users_of, refused=table)
+        tables = {"items": catalogue, "users": users_of, "refused": table}
+        data = PreparedData(vocabulary, *arrays, manifest, **tables, features=features)
         if aside is None:
             return data
         data.write_tables(aside)

@@ -8,6 +8,7 @@ item_index.npy    int32 [events]: the users' histories, one after the other, old
 timestamp.npy     int64 [events]: since 1970, in the `time_resolution` of the manifest; 0 where the log has no times
 offsets.npy       int64 [users + 1]: user u owns events offsets[u] : offsets[u + 1]
 refused.csv       file, line and reason of each refused row
+features.json     what was learned of columns that a model may read, where there are any, and the tables of text features.npz
 
 Format 2. Format 1 had no `time_resolution`: its times are seconds. Until tfrec 0.1 the manifest called the format
 `schema_version`.
@@ -32,6 +33,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from tfrec.data.arrays import bincount, pieces
+from tfrec.data.features import Feature, load_features, save_features
+from tfrec.data.times import RESOLUTIONS
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.files import scratch
 from tfrec.formats import check_format
@@ -41,8 +44,6 @@ FORMAT = 2
 MANIFEST, USERS, ITEMS, REFUSED = "manifest.json", "users.parquet", "items.parquet", "refused.csv"
 ARRAYS = ("item_index", "timestamp", "offsets")
 NO_ROWS = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())]).empty_table()
-RESOLUTIONS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-"""Ticks in a second."""
 HASH_BYTES = 1 << 24
 """Bytes of an array that are read and hashed at a time."""
 
@@ -67,6 +68,7 @@ class PreparedData:
             Default: those two.
         users: PyArrow table, `user_id` in row order. Default: the row numbers as text.
         refused: PyArrow table, `file`, `line` and `reason` of each refused row. Default: no row.
+        features: dict, lists of `Feature` by whose they are: `"items"` those of the columns of `items`. Default: none.
         folder: Path where it lies. Default: None, in memory.
     """
 
@@ -78,6 +80,7 @@ class PreparedData:
     items: pa.Table = None
     users: pa.Table = field(default=None, repr=False)
     refused: pa.Table = field(default_factory=lambda: NO_ROWS, repr=False)
+    features: dict[str, list[Feature]] = field(default_factory=dict, repr=False)
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -116,6 +119,7 @@ class PreparedData:
             items=pa.parquet.read_table(folder / ITEMS),
             users=pa.parquet.read_table(folder / USERS),
             refused=refused,
+            features=load_features(folder),
             folder=folder,
         )
 
@@ -153,6 +157,8 @@ class PreparedData:
         pa.parquet.write_table(self.users, folder / USERS)
         pa.parquet.write_table(self.items, folder / ITEMS)
         pa.csv.write_csv(self.refused, folder / REFUSED)
+        if any(self.features.values()):
+            save_features(folder, self.features)
         manifest = {"format_version": FORMAT, "tfrec_version": __version__} | self.manifest
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
 

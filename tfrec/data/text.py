@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BUCKETS = 1 << 14
 """N-grams share so many rows."""
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]"
+"""Letters of scripts that write no blanks between words."""
 MAX_WORDS = 64
 """Words of a text that are read: the first."""
 WIDTHS = (64, 128)
@@ -29,7 +31,7 @@ FITTED = 200_000
 def ngrams(texts: tf.Tensor) -> tf.RaggedTensor:
     """The hashed words and pairs of words of texts: int64 in [0, BUCKETS), a ragged row for each text.
 
-    Words are runs of letters and digits, in lower case.
+    Words are runs of letters and digits, in lower case; a letter of a script without blanks is a word.
 
     Args:
         texts: string tensor, shape `(rows,)`.
@@ -37,7 +39,8 @@ def ngrams(texts: tf.Tensor) -> tf.RaggedTensor:
     import tensorflow as tf
 
     words = tf.strings.lower(texts, encoding="utf-8")
-    words = tf.strings.regex_replace(words, r"[^\pL\pN]+", " ")
+    words = tf.strings.regex_replace(words, r"[^\pL\pM\pN]+", " ")
+    words = tf.strings.regex_replace(words, UNSPACED, r" \0 ")
     words = tf.strings.split(words)[:, :MAX_WORDS]
     return tf.strings.to_hash_bucket_fast(tf.strings.ngrams(words, (1, 2), separator=" "), BUCKETS)
 

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfrec.data.database import connect
-from tfrec.data.prepared import RESOLUTIONS
 
+RESOLUTIONS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Ticks in a second."""
 SECOND = 10**9
 """Nanoseconds."""
 NANOSECONDS = {name: SECOND // ticks for name, ticks in RESOLUTIONS.items()}
