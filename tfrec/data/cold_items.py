@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from tfrec.data.features import fit_again
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 
@@ -61,6 +62,7 @@ class ColdItems:
             timestamp=data.timestamp[kept],
             offsets=self._known_before[data.offsets],
             items=items,
+            features=data.features | {"items": [fit_again(f, items) for f in data.features.get("items", [])]},
             folder=None,
         )
 

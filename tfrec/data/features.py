@@ -129,6 +129,13 @@ def fit_feature(name: str, kind: str, column: pa.ChunkedArray, separator: str = 
     return dataclasses.replace(feature, width=table.shape[1], table=table)
 
 
+def fit_again(feature: Feature, table: pa.Table) -> Feature:
+    """The same feature, learned from the column of another table."""
+    return fit_feature(
+        feature.name, feature.kind, table[feature.name], separator=feature.separator, encoder=feature.encoder
+    )
+
+
 def save_features(folder: str | os.PathLike, features: Mapping[str, Sequence[Feature]]) -> None:
     """Write features, by whose they are (`items`, `events`, `users`), to a folder."""
     folder = Path(folder)
@@ -136,7 +143,7 @@ def save_features(folder: str | os.PathLike, features: Mapping[str, Sequence[Fea
     text = json.dumps({owner: [f.to_dict() for f in own] for owner, own in features.items()}, ensure_ascii=False)
     (folder / FEATURES).write_text(text, encoding="utf-8")
     if tables:
-        np.savez(folder / TABLES, **tables)
+        np.savez(folder / TABLES, **tables)  # type: ignore[arg-type]
 
 
 def load_features(folder: str | os.PathLike) -> dict[str, list[Feature]]:

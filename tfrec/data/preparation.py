@@ -97,8 +97,8 @@ def prepare(
         items_options: what is different in the item file: `format`, `columns`, `delimiter`, `quote`, `escape`, `encoding`,
             `null_values`. Default: it is read like the log, its format and columns told from the file.
         item_features: dict, the kinds of columns of `items` by their names, see docs/features.md: `category`, `multi` (`multi:|`
-            with the separator), `number`, `date`, `vector`, `text`, `none` (left out) or `auto`. Default: told from the values; what
-            was told is in `manifest["item_features"]`.
+            with the separator), `number`, `date`, `vector`, `text`, `none` (left out) or `auto`. Default: told from the values;
+            what was told is in `manifest["item_features"]`.
         text_encoder: str, the sentence encoder (of the package sentence-transformers) that makes vectors of text. Default: none,
             vectors of text are learned from the catalogue.
         time_format: str, the format of times in the letters of `strftime`. Default: numbers or ISO 8601.

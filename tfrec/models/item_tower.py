@@ -124,11 +124,19 @@ class ItemTower(AbstractItemTower):
         """
         x = rows
         if self.content is not None:
-            x = self.id_dropout(x, training=training) + self.content(features)
+            x = self.content(features) + (self.id_dropout(x, training=training) if training else x)
         h = x
         for layer in self.mlp:
             h = layer(h)
         return x + h if self.mlp else x
+
+    def of_content(self, features):
+        """The vectors of items without a row of the table, in the form that histories read.
+
+        Args:
+            features: dict of tensors by name, shape `(..., *)`; see `features_of`.
+        """
+        return self.refine(0.0, features)
 
     def call(self, item_index, training=None):
         rows = ops.take(ops.cast(self.table, self.compute_dtype), item_index, axis=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,39 +24,46 @@ def content_vectors(tower: ItemTower, features: Mapping[str, np.ndarray]) -> np.
     """
     number = len(next(iter(features.values())))
     parts = [
-        np.asarray(
-            tower.refine(np.zeros((len(rows), tower.width), np.float32), {n: f[rows] for n, f in features.items()})
-        )
-        for rows in np.array_split(np.arange(number), -(-number // BLOCK) or 1)
+        np.asarray(tower.of_content({name: values[first : first + BLOCK] for name, values in features.items()}))
+        for first in range(0, max(number, 1), BLOCK)
     ]
     return np.concatenate(parts).astype(np.float32)
 
 
 def vectors_of(tower: ItemTower) -> np.ndarray:
-    """The vectors that histories read of every item index, padding and unknown first: float32 `(2 + num_items, width)`."""
+    """The vectors that histories read, of padding, of unknown items and of the catalogue: float32 `(2 + num_items, width)`."""
     index = np.arange(FIRST_ITEM_INDEX + tower.num_items, dtype=np.int32)
-    parts = np.array_split(index, -(-len(index) // BLOCK))
-    return np.concatenate([np.asarray(tower(part)).astype(np.float32) for part in parts])
+    parts = [np.asarray(tower(index[first : first + BLOCK])) for first in range(0, len(index), BLOCK)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def as_table(model: TwoTower) -> TwoTower:
+    """The same model with an item tower that is a table, where the vectors of its items take more than a look into one."""
+    tower = model.item_tower
+    if not isinstance(tower, ItemTower) or (tower.content is None and not tower.mlp):
+        return model
+    return with_table(model, vectors_of(tower))
 
 
 def with_table(model: TwoTower, table: np.ndarray) -> TwoTower:
-    """A model whose item tower is a table of these vectors alone, with the same sequence tower.
+    """A model of the same sequence tower, whose item tower is a table alone.
 
     Args:
         model: `TwoTower` with an `ItemTower`.
         table: float32 array `(2 + num_items, width)`, as `vectors_of` gives it.
     """
-    tower = model.item_tower
-    plain = ItemTower(
-        len(table) - FIRST_ITEM_INDEX,
-        tower.width,
-        normalize=tower.normalize,
-        init_stddev=0.0,
-        dtype=tower.dtype_policy,
-        name=tower.name,
-    )
-    new = TwoTower(plain, type(model.sequence_tower).from_config(model.sequence_tower.get_config()), name=model.name)
+    config: dict[str, Any] = model.get_config()
+    plain = {
+        "num_items": len(table) - FIRST_ITEM_INDEX,
+        "mlp_dims": [],
+        "init_stddev": 0.0,
+        "content": None,
+        "features": None,
+    }
+    config["item_tower"]["config"] |= plain
+    config["item_tower"].pop("build_config", None)
+    new = type(model).from_config(config)
     new.build()
-    plain.table.assign(table)
+    new.item_tower.table.assign(table)
     new.sequence_tower.set_weights(model.sequence_tower.get_weights())
     return new
