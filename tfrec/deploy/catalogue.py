@@ -19,7 +19,7 @@ from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.files import write_whole
 from tfrec.index.filters import values_of
 from tfrec.models.item_tower import ItemTower
-from tfrec.models.new_items import content_vectors, vectors_of, with_table
+from tfrec.models.new_items import as_table, content_vectors, vectors_of, with_table
 from tfrec.training.run import Run
 
 VECTOR, SIMILAR = "vector", "similar_to"
@@ -147,7 +147,7 @@ def export_embeddings(run: Run | str | os.PathLike, out: str | os.PathLike) -> i
     out = Path(out)
     if out.suffix != ".parquet":
         raise ValueError(f"`{out}` must end in .parquet.")
-    vectors = np.asarray(run.model.item_tower.catalogue())
+    vectors = np.asarray(as_table(run.model).item_tower.catalogue())
     others = {name: values for name, values in run.items.items() if name != "item_id"}
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     table = pa.table({"item_id": run.vocabulary.item_ids, VECTOR: flat, **others})

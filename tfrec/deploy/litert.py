@@ -26,6 +26,7 @@ from tfrec.data.vocabulary import PAD_INDEX
 from tfrec.files import write_whole
 from tfrec.index.answers import Answers, to_seconds
 from tfrec.index.building import build_index
+from tfrec.models.new_items import as_table
 from tfrec.training.run import Run
 from tfrec.version import __version__
 
@@ -63,10 +64,10 @@ class EdgeModel(tf.Module):
 
     def __init__(self, run: Run, k: int, index: str = "exact") -> None:
         super().__init__(name="tfrec_edge")
-        tower = run.model.sequence_tower
-        built = build_index(index, np.asarray(run.model.item_tower.catalogue()))
+        model, tower = as_table(run.model), run.model.sequence_tower
+        built = build_index(index, np.asarray(model.item_tower.catalogue()))
         self._k, self._max_length, self._reads_times = min(k, built.num_items), tower.max_length, tower.reads_times
-        self._answers = Answers(run.model, run.items["num_events"], built, for_edge=True)
+        self._answers = Answers(model, run.items["num_events"], built, for_edge=True)
 
     @property
     def function(self):

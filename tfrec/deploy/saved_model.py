@@ -18,16 +18,19 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import tensorflow as tf
 
+from tfrec.data.encoding import encode_table, input_spec
+from tfrec.data.features import Feature
 from tfrec.data.prepared import ITEMS
 from tfrec.data.splits import LeaveLastOut
 from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.check import WARMUP, check
-from tfrec.deploy.serving_model import build_serving_model
+from tfrec.deploy.serving_model import NewItems, build_serving_model
 from tfrec.deploy.warmup import write_warmup
 from tfrec.evaluation.ranking import embed_histories
 from tfrec.files import scratch
@@ -125,10 +128,21 @@ def _write(
     run = run if isinstance(run, Run) else Run.open(run)
     split = LeaveLastOut(run.sample)
     tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
+    tower, features = run.model.item_tower, run.features.get("items", [])
+    new_items = NewItems(tower, features) if getattr(tower, "content", None) is not None else None
+    unknown = {} if add_items is None or new_items is None else encode_table(features, add_items)[1]
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
     queries = tuning if len(tuning) else None
     serving = build_serving_model(
-        run, index, k, storage=storage, recall=recall, queries=queries, filters=filters, max_k=max_k
+        run,
+        index,
+        k,
+        storage=storage,
+        recall=recall,
+        queries=queries,
+        filters=filters,
+        max_k=max_k,
+        new_items=new_items,
     )
     built = serving.answers.index
     options = tf.saved_model.SaveOptions(
@@ -162,6 +176,8 @@ def _write(
         "max_k": max_k,
         "num_items": len(run.vocabulary),
         "num_added_items": 0 if add_items is None else len(add_items),
+        "unknown_values": unknown,
+        "item_features": [] if new_items is None else [describe_feature(feature) for feature in features],
         "removed_items": list(remove_items),
         "max_length": run.model.sequence_tower.max_length,
         "run": str(run.folder.resolve()),
@@ -232,6 +248,12 @@ def describe_signature(function) -> dict[str, dict[str, list]]:
     describe = lambda specs: {name: [spec.dtype.name, spec.shape.as_list()] for name, spec in sorted(specs.items())}  # noqa: E731
     inputs = {spec.name: spec for spec in concrete.structured_input_signature[0] if isinstance(spec, tf.TensorSpec)}
     return {"inputs": describe(inputs), "outputs": describe(concrete.structured_outputs)}
+
+
+def describe_feature(feature: Feature) -> dict[str, Any]:
+    """What a client needs to know of a feature: its column, its input, its kind and its values."""
+    about = {"column": feature.name, "input": input_spec(feature).name, "kind": feature.kind}
+    return about | ({"values": list(feature.values)} if feature.values else {})
 
 
 def latest_version(folder: str | os.PathLike) -> Path:

@@ -45,6 +45,7 @@ from tfrec.files import write_whole
 from tfrec.formats import check_format
 from tfrec.index.answers import Answers
 from tfrec.index.filters import build_filter
+from tfrec.models.new_items import as_table
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
@@ -290,7 +291,7 @@ class Run:
         made = self._answers_by_filter
         if filters not in made:
             item_filter = build_filter(filters, self.items)
-            made[filters] = Answers(self.model, self.items["num_events"], item_filter=item_filter)
+            made[filters] = Answers(as_table(self.model), self.items["num_events"], item_filter=item_filter)
         return made[filters]
 
     def data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
