@@ -149,6 +149,9 @@ def fit_table(
         is_encoded = told.kind == "text" and encoder is not None
         options = {"separator": told.separator, "encoder": encoder or "" if is_encoded else ""}
         feature = fit_feature(name, "vector" if is_encoded else told.kind, column, **options)
+        if feature.table is not None and not feature.table.any() and name not in kinds:
+            report[name] = {"kind": None, "reason": "left out: no word stands in two rows"}
+            continue
         features.append(feature)
         report[name] = {"kind": feature.kind, **_figures(feature, plain_array(column)), "reason": told.reason}
     return features, report
