@@ -90,7 +90,11 @@ def encode_table(features: Sequence[Feature], table: pa.Table) -> tuple[dict[str
     raw = {}
     for feature in features:
         if feature.name in table.column_names:
-            options = {"separator": feature.separator, "width": feature.width, "encoder": feature.encoder}
+            options: dict[str, Any] = {
+                "separator": feature.separator,
+                "width": feature.width,
+                "encoder": feature.encoder,
+            }
             raw[feature.name] = raw_column(feature.name, feature.kind, table[feature.name], **options)
         else:
             spec = input_spec(feature, len(table))

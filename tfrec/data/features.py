@@ -136,7 +136,7 @@ def save_features(folder: str | os.PathLike, features: Mapping[str, Sequence[Fea
     text = json.dumps({owner: [f.to_dict() for f in own] for owner, own in features.items()}, ensure_ascii=False)
     (folder / FEATURES).write_text(text, encoding="utf-8")
     if tables:
-        np.savez(folder / TABLES, **tables)
+        np.savez(folder / TABLES, **tables)  # type: ignore[arg-type]
 
 
 def load_features(folder: str | os.PathLike) -> dict[str, list[Feature]]:
