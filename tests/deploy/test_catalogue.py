@@ -11,7 +11,7 @@ import tensorflow as tf
 from reference import recommend
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tfrec.deploy.catalogue import _vector, change_catalogue, export_embeddings
+from tfrec.deploy.catalogue import change_catalogue, export_embeddings
 from tfrec.deploy.check import WARMUP, check
 from tfrec.deploy.saved_model import MANIFEST, export, latest_version, refresh
 from tfrec.index import ExactIndex, PartitionedIndex
@@ -144,12 +144,6 @@ def test_new_items_that_do_not_fit_are_named(run):
         change_catalogue(run, removed=["nobody"])
     with pytest.raises(ValueError, match="No item would be left"):
         change_catalogue(run, removed=ids)
-
-
-def test_a_model_that_makes_its_own_vectors_takes_none():
-    row = {"item_id": "x", "vector": [1.0, 2.0]}
-    with pytest.raises(ValueError, match="New item 'x': a model with `mlp_dims` makes its own vectors"):
-        _vector(row, {}, np.zeros((3, 2)), None, has_mlp=True)
 
 
 def test_refreshing_an_export_adds_up(run, tmp_path):

@@ -129,6 +129,13 @@ def fit_feature(name: str, kind: str, column: pa.ChunkedArray, separator: str = 
     return dataclasses.replace(feature, width=table.shape[1], table=table)
 
 
+def fit_again(feature: Feature, table: pa.Table) -> Feature:
+    """The same feature, learned from the column of another table."""
+    return fit_feature(
+        feature.name, feature.kind, table[feature.name], separator=feature.separator, encoder=feature.encoder
+    )
+
+
 def save_features(folder: str | os.PathLike, features: Mapping[str, Sequence[Feature]]) -> None:
     """Write features, by whose they are (`items`, `events`, `users`), to a folder."""
     folder = Path(folder)

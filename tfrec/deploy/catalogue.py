@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from tfrec.data.encoding import encode_table
 from tfrec.data.items import read_items
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.files import write_whole
 from tfrec.index.filters import values_of
 from tfrec.models.item_tower import ItemTower
-from tfrec.models.two_tower import TwoTower
+from tfrec.models.new_items import content_vectors, vectors_of, with_table
 from tfrec.training.run import Run
 
 VECTOR, SIMILAR = "vector", "similar_to"
@@ -27,19 +28,19 @@ VECTOR, SIMILAR = "vector", "similar_to"
 def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[str] = ()) -> Run:
     """Add items to a run and remove others, in memory; the model reads and recommends the new items.
 
-    A removed item is unknown from then on, also in histories. An added item gets the mean vector of items like it, or a given
-    vector, such as that of a content model.
+    A removed item is unknown from then on, also in histories. An added item gets a given vector, the mean vector of items like it,
+    or, by a model that was trained with item features, the vector of what it is.
 
     >>> changed = change_catalogue(run, removed=["item-7"])  # doctest: +SKIP
 
     Args:
         run: the trained run, whose item tower is an `ItemTower`.
-        added: PyArrow table, a row for each new item: `item_id`, and `similar_to` (ids, as a list or between bars) or `vector` (a
-            list of `width` numbers, whose direction alone counts for cosines); other columns as in `items.parquet`.
-            Default: none.
+        added: PyArrow table, a row for each new item: `item_id`, and perhaps `similar_to` (ids, as a list or between bars) or
+            `vector` (a list of `width` numbers, whose direction alone counts for cosines); other columns as in `items.parquet`,
+            the features among them. Default: none.
         removed: item ids. Default: none.
     Returns:
-        A new `Run`; the given one stays as it is.
+        A new `Run`, whose item tower is a table; the given one stays as it is.
     Raises:
         ValueError: an id is new and old at once, unknown, or twice; an added item has no vector; or the run has an item tower of
             another class. The message names it.
@@ -52,9 +53,11 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     known = {item_id: number for number, item_id in enumerate(ids)}
     if unknown := [i for i in removed if i not in known]:
         raise ValueError(f"There is no item {unknown[0]!r} to remove, nor {len(unknown) - 1} others.")
-    table = np.asarray(tower.table)
+    table = vectors_of(tower)
     rows = [] if added is None else added.to_pylist()
-    new = np.empty((len(rows), table.shape[1]), np.float32)
+    new = np.zeros((len(rows), table.shape[1]), np.float32)
+    if added is not None and tower.content is not None:
+        new = content_vectors(tower, encode_table(run.features["items"], added)[0])
     # Candidates are L2-normalised, but histories read the raw rows: a new row gets the median norm.
     length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None
     for number, row in enumerate(rows):
@@ -62,7 +65,8 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
             raise ValueError(
                 f"Item {row['item_id']!r} (row {number + 1} of the new items) is in the catalogue already."
             )
-        new[number] = _vector(row, known, table, length, has_mlp=bool(tower.mlp_dims))
+        if (vector := _vector(row, known, table, length, has_content=tower.content is not None)) is not None:
+            new[number] = vector
     gone = set(removed)
     kept = [number for number, item_id in enumerate(ids) if item_id not in gone]
     if not kept and not rows:
@@ -76,13 +80,8 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         old = run.items.get(name, [absent] * len(ids))
         columns[name] = [old[i] for i in kept] + [row.get(name, absent) for row in rows]
     vocabulary = Vocabulary(columns["item_id"])
-    model = _with_items(run.model, len(vocabulary))
     special = table[:FIRST_ITEM_INDEX]
-    weights = [
-        np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]) if old is tower.table else old.numpy()
-        for old in run.model.weights
-    ]
-    model.set_weights(weights)
+    model = with_table(run.model, np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]))
     sample = _with_catalogue(run.sample, kept, vocabulary)
     return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns, sample=sample)
 
@@ -97,26 +96,12 @@ def _with_catalogue(sample: PreparedData, kept: Sequence[int], vocabulary: Vocab
     return PreparedData(vocabulary, item_index[stays], sample.timestamp[stays], offsets)
 
 
-def _with_items(model: TwoTower, num_items: int) -> TwoTower:
-    """A model of the same towers for another number of items, with weights to be set."""
-    config = model.get_config()
-    config["item_tower"]["config"] |= {"num_items": num_items, "init_stddev": 0.0}
-    config["item_tower"].pop("build_config", None)
-    new = type(model).from_config(config)
-    new.build()
-    return new
-
-
 def _vector(
-    row: dict[str, Any], known: dict[str, int], table: np.ndarray, length: float | None, has_mlp: bool
-) -> np.ndarray:
-    """The row of the item table for a new item; a given vector is scaled to `length`, where there is one."""
+    row: dict[str, Any], known: dict[str, int], table: np.ndarray, length: float | None, has_content: bool
+) -> np.ndarray | None:
+    """The vector that a new item's row gives, scaled to `length`, where there is one; None where content tells it."""
     name, width = repr(row["item_id"]), table.shape[1]
     if row.get(VECTOR) is not None:
-        if has_mlp:
-            raise ValueError(
-                f"New item {name}: a model with `mlp_dims` makes its own vectors; give `{SIMILAR}` instead."
-            )
         vector = np.asarray(row[VECTOR], np.float32)
         if vector.shape != (width,) or not np.isfinite(vector).all():
             raise ValueError(
@@ -125,7 +110,12 @@ def _vector(
         return vector if length is None else vector * (length / max(float(np.linalg.norm(vector)), 1e-12))
     alike = values_of(row.get(SIMILAR))
     if not alike:
-        raise ValueError(f"New item {name} has neither `{VECTOR}` nor `{SIMILAR}` (ids of items like it).")
+        if has_content:
+            return None
+        raise ValueError(
+            f"New item {name} has neither `{VECTOR}` nor `{SIMILAR}` (ids of items like it), and the model was trained without "
+            f"item features."
+        )
     if missing := [i for i in alike if i not in known]:
         raise ValueError(f"New item {name}: `{SIMILAR}` names {missing[0]!r}, which is not in the catalogue.")
     return table[[FIRST_ITEM_INDEX + known[i] for i in alike]].mean(axis=0)

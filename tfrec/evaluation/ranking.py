@@ -29,19 +29,34 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 
 def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str) -> dict[str, float]:
     """Rank every target of `part` (`"validation"` or `"test"`) among all items that its user has not seen."""
-    data = split.data
-    (starts, ends), targets = split.histories(part), split.targets(part) - FIRST_ITEM_INDEX
+    targets = split.targets(part) - FIRST_ITEM_INDEX
+    return rank(scorer, split.data.item_index, *split.histories(part), targets, split.data.num_items, part)
+
+
+def rank(
+    scorer: Scorer,
+    item_index: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    targets: np.ndarray,
+    num_items: int,
+    name: str,
+) -> dict[str, float]:
+    """Rank targets, int `(b,)`, items from 0, among all items that are not in their history `item_index[start:end]`.
+
+    `name` is what the progress bar shows.
+    """
     num_above, num_tied = np.zeros((2, len(targets)), np.int64)
-    chunk = max(1, CHUNK_BYTES // (4 * data.num_items))
-    for first in track(range(0, len(targets), chunk), f"Ranking {part}"):
+    chunk = max(1, CHUNK_BYTES // (4 * num_items))
+    for first in track(range(0, len(targets), chunk), f"Ranking {name}"):
         rows = np.arange(first, min(first + chunk, len(targets)))
         scores = scorer(rows)
-        seen = np.concatenate([data.item_index[starts[r] : ends[r]] for r in rows]) - FIRST_ITEM_INDEX
+        seen = np.concatenate([item_index[starts[r] : ends[r]] for r in rows]) - FIRST_ITEM_INDEX
         scores[np.repeat(rows - first, ends[rows] - starts[rows]), seen] = -np.inf
         own = scores[rows - first, targets[rows]][:, None]
         num_above[rows] = (scores > own).sum(axis=1)
         num_tied[rows] = np.where(np.isneginf(own[:, 0]), 0, (scores == own).sum(axis=1))
-    return ranking_metrics(num_above, num_tied, data.num_items)
+    return ranking_metrics(num_above, num_tied, num_items)
 
 
 def embed(

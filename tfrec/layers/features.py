@@ -8,8 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-UNKNOWN, FIRST_VALUE = 1, 2
+FIRST_VALUE = 2
 """Encoded categories: 0 is missing, 1 unknown, and the known values follow."""
+STDDEV = 0.02
+"""Standard deviation of the first values: small beside what a feature is added to."""
 
 
 @keras.saving.register_keras_serializable("tfrec")
@@ -37,7 +39,7 @@ class CategoryEmbedding(keras.layers.Layer):
         self.is_multi = is_multi
 
     def build(self, input_shape=None):
-        initializer = keras.initializers.RandomNormal(stddev=self.width**-0.5)
+        initializer = keras.initializers.RandomNormal(stddev=STDDEV)
         self.table = self.add_weight((self.num_values + FIRST_VALUE, self.width), initializer, name="table")
 
     def call(self, x):
@@ -83,7 +85,7 @@ class NumberEmbedding(keras.layers.Layer):
         self.is_log = is_log
 
     def build(self, input_shape=None):
-        initializer = keras.initializers.RandomNormal(stddev=self.width**-0.5)
+        initializer = keras.initializers.RandomNormal(stddev=STDDEV)
         self.direction = self.add_weight((self.width,), initializer, name="direction")
         self.missing = self.add_weight((self.width,), "zeros", name="missing")
 
@@ -146,7 +148,8 @@ class FeatureEmbedding(keras.layers.Layer):
         if kind == "number":
             return NumberEmbedding(self.width, dtype=dtype, **number)
         if kind == "vector":
-            return keras.layers.Dense(self.width, use_bias=False, dtype=dtype)
+            initializer = keras.initializers.RandomNormal(stddev=STDDEV)
+            return keras.layers.Dense(self.width, use_bias=False, kernel_initializer=initializer, dtype=dtype)
         raise ValueError(f"A feature's `kind` must be category, multi, number or vector. Received: {kind!r}.")
 
     def build(self, input_shape=None):

@@ -61,15 +61,20 @@ class RowsOfTable:
         tower: `ItemTower`.
         rows: float tensor, shape `(R, width)`, the rows.
         item_index: int tensor, shape `(R,)`, the item index of each row.
+        features: dict of tensors, the features of each row; empty for a tower without content.
     """
 
-    def __init__(self, tower: ItemTower, rows: tf.Tensor, item_index: tf.Tensor) -> None:
-        self.tower, self.rows, self.item_index = tower, rows, item_index
-        self.num_items = tower.num_items
+    def __init__(
+        self, tower: ItemTower, rows: tf.Tensor, item_index: tf.Tensor, features: dict[str, tf.Tensor]
+    ) -> None:
+        self.tower, self.item_index, self.num_items = tower, item_index, tower.num_items
+        rows = tf.cast(rows, tower.compute_dtype)
+        # content is the work of a row, so each is made once; without it a place costs a gather
+        self.vectors = tower.refine(rows, features, training=True)
 
     def __call__(self, place):
         """The vectors that histories read; see `ItemTower.call`."""
-        return self.tower.refine(tf.gather(tf.cast(self.rows, self.tower.compute_dtype), place))
+        return tf.gather(self.vectors, place)
 
     def candidates(self, place):
         """The vectors that queries are compared with; see `ItemTower.candidates`."""
@@ -112,15 +117,16 @@ class LazyTableTrainer:
             )
         )
         rows = tf.gather(tower.table.value, index)
-        gradient, query = self._step(rows, index, inputs | {"history": history}, target, weight, negatives)
+        features = {name: tf.gather(weight.value, index) for name, weight in tower.features.items()}
+        gradient, query = self._step(rows, index, features, inputs | {"history": history}, target, weight, negatives)
         self.optimizer.update(index, rows, gradient)
         return query
 
-    def _differentiate(self, rows, index, inputs, target, weight, negatives):
+    def _differentiate(self, rows, index, features, inputs, target, weight, negatives):
         model = self.model
         with tf.GradientTape() as tape:
             tape.watch(rows)
-            items = RowsOfTable(model.item_tower, rows, index)
+            items = RowsOfTable(model.item_tower, rows, index, features)
             query = model(inputs, vectors=items(inputs["history"]), training=True)
             loss = model.mean_of(*model.loss(query, target, inputs, items, weight, negatives=negatives))
         of_rows, *of_dense = tape.gradient(loss, [rows, *(v.value for v in self.dense)])

@@ -93,6 +93,10 @@ class AbstractItemTower(keras.layers.Layer):
         """The vectors that queries are compared with: float32 tensor, shape `(*item_index.shape, width)`."""
         return self.as_candidates(self(item_index))
 
+    def in_training(self):
+        """The tower as the loss of a training step sees it. Default: as it is."""
+        return self
+
     def catalogue(self):
         """Every candidate: float32 tensor, shape `(num_items, width)`; row `i` has item index `i + FIRST_ITEM_INDEX`."""
         return self.candidates(ops.arange(FIRST_ITEM_INDEX, FIRST_ITEM_INDEX + self.num_items, dtype="int32"))

@@ -166,7 +166,8 @@ class TwoTower(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         weight = self.position_weights(x, y, sample_weight, training)
-        return self.mean_of(*self.loss(y_pred, y, x, self.item_tower, weight))
+        items = self.item_tower.in_training() if training else self.item_tower
+        return self.mean_of(*self.loss(y_pred, y, x, items, weight))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self.ranking_metrics:

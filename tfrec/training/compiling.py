@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfrec.data.batches import PackedBatches
+from tfrec.data.encoding import encode_table
+from tfrec.data.features import Feature
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
+from tfrec.layers.features import FeatureEmbedding
 from tfrec.models.cooccurrence import cooccurrence_vectors
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.losses import GBCE, FullSoftmax, SampledSoftmax
@@ -21,12 +25,22 @@ MAX_COUNTED_EVENTS = 5_000_000
 """Events that the start of the item table is counted from, at most: their pairs take about 600 MB."""
 
 
-def build_model(config: Config, num_items: int) -> TwoTower:
+def build_model(
+    config: Config,
+    num_items: int,
+    features: Mapping[str, Sequence[Feature]] | None = None,
+    item_features: Mapping[str, np.ndarray] | None = None,
+) -> TwoTower:
     """Build the model that a resolved config describes, with fresh weights.
 
     >>> build_model(Config(width=8, num_blocks=1, num_heads=1, dropout_rate=0.0), num_items=5).item_tower.width
     8
 
+    Args:
+        config: `Config` without open fields.
+        num_items: int > 0, size of the catalogue.
+        features: lists of `Feature` by whose they are, as `PreparedData.features`. Default: none.
+        item_features: encoded `features["items"]` by name, see `encode_table`. Default: items are embedded by their ids alone.
     Raises:
         ValueError: the config leaves the size or the dropout of the model open.
     """
@@ -38,8 +52,13 @@ def build_model(config: Config, num_items: int) -> TwoTower:
             "The config leaves the model's size or dropout open: fill it in with `resolve(config, LeaveLastOut(data))`."
         )
     own: dict[str, Any] = {"normalize": config.similarity == "cosine", "dtype": policy}
+    content: dict[str, Any] = {}
+    if features and item_features:
+        specs = {feature.name: feature.spec for feature in features["items"]}
+        embedding = FeatureEmbedding(specs, config.width, config.content_dims, dtype=policy)
+        content = {"content": embedding, "features": item_features, "id_dropout_rate": config.id_dropout_rate}
     items = ItemTower(
-        num_items, config.width, config.mlp_dims, init_stddev=config.init_stddev, name="item_tower", **own
+        num_items, config.width, config.mlp_dims, init_stddev=config.init_stddev, name="item_tower", **content, **own
     )
     sequence = SequenceTower(
         config.max_length,
@@ -150,7 +169,9 @@ def compile_model(
     """
     keras.utils.set_random_seed(config.seed)
     if model is None:
-        model = build_model(config, split.data.num_items)
+        features = split.data.features
+        encoded = encode_table(features["items"], split.data.items)[0] if config.item_features == "all" else None
+        model = build_model(config, split.data.num_items, features, encoded)
         if config.item_init == "cooccurrence":
             _start_from_counts(model.item_tower, split)
     elif model.item_tower.num_items != split.data.num_items:

@@ -14,6 +14,7 @@ from tfrec.models.sequence_tower import BLOCKS, POSITIONS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "block": BLOCKS,
+    "item_features": ("auto", "all", "none"),
     "item_init": ("normal", "cooccurrence"),
     "loss": ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval"),
     "positions": POSITIONS,
@@ -22,11 +23,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The values that a field of text may have; for `positions`, each of its members."""
 ABOVE_0 = {
-    "attention_window", "batch_positions", "clip_norm", "epochs", "final_epochs", "hidden_dim", "learning_rate", "max_length",
-    "mlp_dims", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution", "temperature", "validate_every", "width",
+    "attention_window", "batch_positions", "clip_norm", "content_dims", "epochs", "final_epochs", "hidden_dim",
+    "learning_rate", "max_length", "mlp_dims", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution",
+    "temperature", "validate_every", "width",
 }  # fmt: skip
 FROM_0 = {"init_stddev", "num_blocks", "seed", "warmup_epochs", "weight_decay"}
-FROM_0_BELOW_1 = {"attention_dropout_rate", "dropout_rate", "label_smoothing", "mask_rate"}
+FROM_0_BELOW_1 = {
+    "attention_dropout_rate", "cold_items", "dropout_rate", "id_dropout_rate", "label_smoothing", "mask_rate",
+}  # fmt: skip
 FROM_0_TO_1 = {"calibration", "crop_rate", "final_rate", "reorder_rate", "seen_weight"}
 KINDS: dict[str, tuple[type, ...]] = {
     "int": (numbers.Integral,),
@@ -39,8 +43,8 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 MODEL_FIELDS = (
     "max_length", "width", "num_blocks", "num_heads", "hidden_dim", "dropout_rate", "block", "positions", "attention_window",
-    "time_bias", "calendar", "attention_dropout_rate", "mask_rate", "mlp_dims", "init_stddev", "item_init", "similarity",
-    "precision",
+    "time_bias", "calendar", "attention_dropout_rate", "mask_rate", "mlp_dims", "init_stddev", "item_init", "item_features",
+    "content_dims", "id_dropout_rate", "similarity", "precision",
 )  # fmt: skip
 """The fields that describe the two towers; a model that `train` is given takes their place."""
 LOSS_FIELDS = ("loss", "num_negatives", "temperature", "seen_weight", "label_smoothing", "calibration")
@@ -77,6 +81,12 @@ class Config:
         init_stddev: float, standard deviation of the item table's first values. Default: 0.02.
         item_init: str, `"normal"` starts the item table at random; `"cooccurrence"` keeps the norms and takes the directions from
             `cooccurrence_vectors`. Default: co-occurrence up to 500,000 items and 10 million events.
+        item_features: str, `"all"`: items are also embedded by the features of the data, see `docs/features.md`; `"none"`: by their
+            ids alone; `"auto"`: by features where the data has some. Default: `"auto"`.
+        content_dims: tuple of int, hidden widths of the MLP on the features; see `FeatureEmbedding`. Default: no MLP.
+        id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.2 with features.
+        cold_items: float, share of the catalogue that is held out with all its events, to measure how new items are recommended;
+            see `ColdItems`. Default: 0.
         similarity: str, score of a query and a candidate: `"cosine"` or `"dot"`. Default: `"cosine"`.
         loss: str, `"full_softmax"`, `"sampled_softmax"`, `"gbce"` or `"tfrs_retrieval"`. Default: by the size of the catalogue:
             the first up to 15,000 items, the second up to 50,000, the last above.
@@ -136,6 +146,10 @@ class Config:
     mlp_dims: tuple[int, ...] = ()
     init_stddev: float = 0.02
     item_init: str | None = None
+    item_features: str = "auto"
+    content_dims: tuple[int, ...] = ()
+    id_dropout_rate: float | None = None
+    cold_items: float = 0.0
     similarity: str = "cosine"
     loss: str | None = None
     num_negatives: int = 1024

@@ -23,7 +23,7 @@ from tfrec.training.callbacks import Progress, TakePlace, Validation
 from tfrec.training.compiling import compile_model
 from tfrec.training.config import LOSS_FIELDS, MODEL_FIELDS, Config
 from tfrec.training.resolve import resolve
-from tfrec.training.run import CHECKPOINT, CONFIG, METRICS, Run, read_settings, write_run
+from tfrec.training.run import CHECKPOINT, CONFIG, METRICS, Run, read_settings, without_cold, write_run
 
 RATE_SETTERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 """Callbacks that set the learning rate, which Keras refuses beside a schedule."""
@@ -90,8 +90,8 @@ def train(
         _check_free(out, overwrite)
         if data is None:
             raise ValueError("`train` needs `data`: prepared data or the path of a prepared folder.")
-        data = data if isinstance(data, PreparedData) else PreparedData.open(data)
         config = config or Config()
+        data = without_cold(data if isinstance(data, PreparedData) else PreparedData.open(data), config)
     assert config is not None
     split = LeaveLastOut(data, 0 if config.final_epochs else 2)
     if not len(split.users):

@@ -39,13 +39,18 @@ def resolve(config: Config, split: LeaveLastOut) -> Config:
         split: `LeaveLastOut`, the data to train on.
     Returns:
         `Config` without open fields; resolving it again changes nothing.
+    Raises:
+        ValueError: `item_features` is `"all"` and the data has no item features.
     """
     data = split.data
+    if config.item_features == "all" and not data.features.get("items"):
+        raise ValueError("`item_features` is `all`, and the data has no item features: prepare it with `--items FILE`.")
     each = (split.train_ends - data.offsets[:-1] - 1).clip(0)
     events = max(1, int(each.sum() if config.windows else each.clip(0, config.max_length).sum()))
     is_small = events < SMALL_DATA
     is_sparse = events < SPARSE_DATA * data.num_items
     is_large, is_huge = data.num_items > FULL_SOFTMAX_ITEMS, data.num_items > DENSE_TABLE_ITEMS
+    has_features = config.item_features != "none" and bool(data.features.get("items"))
     width = config.width or (64 if is_small else 128)
     steps = config.steps or (11_500 if is_small else 8_500)
     batch_positions = config.batch_positions or min(4096, max(512, 2 ** round(math.log2(events / 500))))
@@ -63,5 +68,7 @@ def resolve(config: Config, split: LeaveLastOut) -> Config:
         "loss": loss,
         "jit_compile": True,
         "lazy_table": is_huge and loss != "full_softmax",
+        "id_dropout_rate": 0.2 if has_features else 0.0,
     }
-    return dataclasses.replace(config, **{k: v for k, v in automatic.items() if getattr(config, k) is None})
+    automatic = {k: v for k, v in automatic.items() if getattr(config, k) is None}
+    return dataclasses.replace(config, item_features="all" if has_features else "none", **automatic)

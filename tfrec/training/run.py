@@ -12,7 +12,10 @@ metrics.json       the best epoch and its validation metrics
 checkpoint.npz     the state after the last finished epoch, for `--resume`
 logs/              for TensorBoard
 
-Format 2. Format 1 had no run.json, model.json and sample.npz, and the path of the data in config.json.
+features.json      what was learned of the columns that the model reads, and the tables of text features.npz
+
+Format 3. Format 2 had no features: a run of it embeds items by their ids alone. Format 1 had no run.json, model.json and
+sample.npz, and the path of the data in config.json.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from tfrec.data.cold_items import ColdItems
+from tfrec.data.features import Feature, load_features, save_features
 from tfrec.data.prepared import ITEMS, PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import Vocabulary
@@ -45,7 +50,7 @@ from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
 from tfrec.version import __version__
 
-FORMAT = 2
+FORMAT = 3
 ABOUT, CONFIG, MODEL, WEIGHTS, SAMPLE = "run.json", "config.json", "model.json", "model.weights.h5", "sample.npz"
 HISTORY, METRICS, CHECKPOINT = "history.csv", "metrics.json", "checkpoint.npz"
 SAMPLE_USERS = 1000
@@ -112,6 +117,7 @@ class RunSettings:
                 f"The data of the run is no longer at `{self.data_path}`: pass where it lies now, with --data."
             )
         found = data if isinstance(data, PreparedData) else PreparedData.open(data or str(self.data_path))
+        found = found if self.config is None else without_cold(found, self.config)
         is_same = self.fingerprint in (None, found.fingerprint)
         if not is_same or found.vocabulary.item_ids != self.vocabulary.item_ids:
             raise DataMismatchError(
@@ -137,7 +143,9 @@ def read_settings(folder: str | os.PathLike) -> RunSettings:
     version = check_format(folder, about, FORMAT)
     if version == 1:
         data_path = values.pop("data")
-        return RunSettings(folder, version, Config.from_dict(values), data_path)
+        return RunSettings(folder, version, Config.from_dict({"item_features": "none"} | values), data_path)
+    if version == 2 and values:
+        values = {"item_features": "none"} | values
     config = Config.from_dict(values) if values else None
     known = {name: about[name] for name in ("fingerprint", "length_quantiles", "own")}
     return RunSettings(folder, version, config, about["data"], **known)
@@ -157,6 +165,7 @@ class Run:
         model: `TwoTower` with the best weights.
         vocabulary: `Vocabulary`, the catalogue.
         items: dict, columns of item properties by name: `item_id`, `num_events`, perhaps `title` and others.
+        features: dict, lists of `Feature` by whose they are, as of `PreparedData`.
         sample: `PreparedData`, the newest events of up to 1,000 users, for use with `LeaveLastOut`.
         length_quantiles: dict, `min`, `25%`, `50%`, `75%`, `95%` and `max` of the number of events of a user.
         metrics: dict, content of `metrics.json`.
@@ -169,6 +178,7 @@ class Run:
     model: TwoTower
     vocabulary: Vocabulary
     items: dict[str, list]
+    features: dict[str, list[Feature]]
     sample: PreparedData
     length_quantiles: dict[str, int]
     metrics: dict[str, Any]
@@ -199,9 +209,9 @@ class Run:
             model = _rebuild(_read_json(folder / MODEL))
             sample, quantiles = _load_sample(folder / SAMPLE, vocabulary), settings.length_quantiles
         model.load_weights(folder / WEIGHTS)
-        items = pyarrow.parquet.read_table(folder / ITEMS).to_pydict()
+        items, features = pyarrow.parquet.read_table(folder / ITEMS).to_pydict(), load_features(folder)
         metrics, history = _read_json(folder / METRICS), _read_history(folder)
-        return cls(folder, config, model, vocabulary, items, sample, quantiles, metrics, history, settings)
+        return cls(folder, config, model, vocabulary, items, features, sample, quantiles, metrics, history, settings)
 
     @classmethod
     def from_model(cls, model: TwoTower, data: PreparedData, folder: str | os.PathLike) -> Run:
@@ -313,6 +323,8 @@ def write_run(
     (folder / CONFIG).write_text(json.dumps({} if config is None else config.to_dict(), indent=2), encoding="utf-8")
     data.vocabulary.save(folder)
     pyarrow.parquet.write_table(data.items, folder / ITEMS)
+    if any(data.features.values()):
+        save_features(folder, data.features)
     sample = LeaveLastOut(data).sample(SAMPLE_USERS, model.sequence_tower.max_length)
     arrays: dict[str, Any] = {"item_index": sample.item_index, "timestamp": sample.timestamp, "offsets": sample.offsets}
     write_whole(folder / SAMPLE, lambda path: np.savez(path, **arrays))
@@ -325,6 +337,11 @@ def write_run(
         "own": list(own),
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+
+def without_cold(data: PreparedData, config: Config) -> PreparedData:
+    """The data that a config trains on: all of it but `cold_items`."""
+    return ColdItems(data, config.cold_items, config.seed).known if config.cold_items else data
 
 
 def _text(ids: Sequence[str]) -> Sequence[str]:

@@ -1,0 +1,128 @@
+"""How new items are recommended: items that training never saw, ranked by what they are among the whole catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfrec.data.cold_items import ColdItems
+from tfrec.data.encoding import encode_table
+from tfrec.data.features import Feature
+from tfrec.data.splits import LeaveLastOut
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX
+from tfrec.evaluation.baselines import Popularity
+from tfrec.evaluation.content_knn import ContentKNN
+from tfrec.evaluation.ranking import Scorer, embed, rank
+from tfrec.models.new_items import content_vectors, vectors_of
+from tfrec.models.two_tower import TwoTower
+
+
+class Targets(NamedTuple):
+    """Histories of known items and the item that comes after each, numbered from 0 as by `ColdItems.catalogue`."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    items: np.ndarray
+
+
+def evaluate_cold_items(
+    cold: ColdItems, features: Sequence[Feature], part: str = "test", model: TwoTower | None = None
+) -> dict[str, Any]:
+    """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
+
+    `warm` are the targets of the leave-last-out split of the known items, `cold` those of `ColdItems`, `all` both. Every item is
+    ranked, known or held out. As each ranking has one target, recall@k is HR@k.
+
+    Args:
+        cold: `ColdItems`.
+        features: the item features that the model was trained with, fitted without the held-out items.
+        part: `"test"` or `"validation"`, for the warm targets. Default: `"test"`.
+        model: `TwoTower` with item content, trained on `cold.known`. Default: the baselines alone.
+    Returns:
+        `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
+        "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `ranking_metrics`.
+    Raises:
+        ValueError: no user has a cold target.
+    """
+    split, known = LeaveLastOut(cold.known), cold.known
+    groups = {
+        "warm": Targets(*split.histories(part), split.targets(part) - FIRST_ITEM_INDEX),
+        "cold": Targets(*cold.histories, cold.target_items),
+    }
+    if not len(groups["cold"].items):
+        raise ValueError("No user has an event of a held-out item after one of a known item: raise the share.")
+    encoded, _ = encode_table(features, cold.catalogue)
+    contenders: dict[str, Callable[[Targets], Scorer]] = (
+        {} if model is None else {"model": _model(cold, model, encoded)}
+    )
+    contenders |= {
+        "content-knn": _content_knn(cold, encoded),
+        "popularity in category": _popular_in_category(cold, encoded, split),
+        "random": lambda _: (
+            lambda rows: np.zeros((len(rows), cold.data.num_items))
+        ),  # all tie: the mean over all orders
+    }
+    result: dict[str, Any] = {}
+    for name, scorer_of in contenders.items():
+        found = {
+            group: rank(scorer_of(targets), known.item_index, *targets, cold.data.num_items, f"{group} items")
+            for group, targets in groups.items()
+        }
+        number = {group: len(targets.items) for group, targets in groups.items()}
+        both = {
+            metric: sum(number[g] * found[g][metric] for g in number) / sum(number.values()) for metric in found["warm"]
+        }
+        result[name] = found | {"all": both}
+    counts = {"num_warm": len(groups["warm"].items), "num_cold": len(groups["cold"].items)}
+    return result | counts | {"num_cold_items": int(cold.is_cold.sum()), "split": part}
+
+
+def _model(cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray]) -> Callable[[Targets], Scorer]:
+    tower, known = model.item_tower, cold.known
+    new = content_vectors(tower, {name: values[known.num_items :] for name, values in encoded.items()})
+    rows = np.concatenate([vectors_of(tower)[FIRST_ITEM_INDEX:], new])
+    items = np.asarray(tower.as_candidates(rows)).T
+
+    def scorer_of(targets: Targets) -> Scorer:
+        queries = embed(model, known.item_index, targets.starts, targets.ends, known.timestamp, known.ticks_per_second)
+        return lambda chosen: queries[chosen] @ items
+
+    return scorer_of
+
+
+def _content_knn(cold: ColdItems, encoded: Mapping[str, np.ndarray]) -> Callable[[Targets], Scorer]:
+    neighbours, item_index = ContentKNN(encoded), cold.known.item_index
+
+    def scorer_of(targets: Targets) -> Scorer:
+        def scores(rows: np.ndarray) -> np.ndarray:
+            own = [item_index[targets.starts[r] : targets.ends[r]] for r in rows]
+            return neighbours.scores(np.concatenate(own) - FIRST_ITEM_INDEX, np.cumsum([0, *map(len, own)]))
+
+        return scores
+
+    return scorer_of
+
+
+def _popular_in_category(
+    cold: ColdItems, encoded: Mapping[str, np.ndarray], split: LeaveLastOut
+) -> Callable[[Targets], Scorer]:
+    """The popular items of the value that most items of the history have; without categories, the popular items."""
+    item_index, _ = split.train_part()
+    counts = Popularity(item_index, cold.data.num_items).counts
+    categories = [values.reshape(len(values), -1) for values in encoded.values() if values.dtype.kind == "i"]
+    values = categories[0] if categories else np.zeros((cold.data.num_items, 1), np.int32)
+
+    def scorer_of(targets: Targets) -> Scorer:
+        def scores(rows: np.ndarray) -> np.ndarray:
+            found = np.tile(counts.astype(np.float64), (len(rows), 1))
+            for score, r in zip(found, rows, strict=True):
+                own = values[cold.known.item_index[targets.starts[r] : targets.ends[r]] - FIRST_ITEM_INDEX]
+                best = np.bincount(own[own > 0], minlength=1).argmax()
+                score += (values == best).any(axis=1) * (counts.max() + 1)
+            return found
+
+        return scores
+
+    return scorer_of

@@ -1,0 +1,69 @@
+"""Models with other items: new ones by what they are, and item towers as plain tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX
+from tfrec.models.item_tower import ItemTower
+from tfrec.models.two_tower import TwoTower
+
+BLOCK = 1 << 16
+"""Items whose vectors are computed at a time."""
+
+
+def content_vectors(tower: ItemTower, features: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The vectors of items without a row in the table: float32 `(rows, width)`, in the form that histories read.
+
+    Args:
+        tower: `ItemTower` with content.
+        features: encoded features by name, a row for each item.
+    """
+    number = len(next(iter(features.values())))
+    parts = [
+        np.asarray(tower.of_content({name: values[first : first + BLOCK] for name, values in features.items()}))
+        for first in range(0, max(number, 1), BLOCK)
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def vectors_of(tower: ItemTower) -> np.ndarray:
+    """The vectors that histories read, of padding, of unknown items and of the catalogue: float32 `(2 + num_items, width)`."""
+    index = np.arange(FIRST_ITEM_INDEX + tower.num_items, dtype=np.int32)
+    parts = [np.asarray(tower(index[first : first + BLOCK])) for first in range(0, len(index), BLOCK)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def as_table(model: TwoTower) -> TwoTower:
+    """The same model with an item tower that is a table, where the vectors of its items take more than a look into one."""
+    tower = model.item_tower
+    if not isinstance(tower, ItemTower) or (tower.content is None and not tower.mlp):
+        return model
+    return with_table(model, vectors_of(tower))
+
+
+def with_table(model: TwoTower, table: np.ndarray) -> TwoTower:
+    """A model of the same sequence tower, whose item tower is a table alone.
+
+    Args:
+        model: `TwoTower` with an `ItemTower`.
+        table: float32 array `(2 + num_items, width)`, as `vectors_of` gives it.
+    """
+    config: dict[str, Any] = model.get_config()
+    plain = {
+        "num_items": len(table) - FIRST_ITEM_INDEX,
+        "mlp_dims": [],
+        "init_stddev": 0.0,
+        "content": None,
+        "features": None,
+    }
+    config["item_tower"]["config"] |= plain
+    config["item_tower"].pop("build_config", None)
+    new = type(model).from_config(config)
+    new.build()
+    new.item_tower.table.assign(table)
+    new.sequence_tower.set_weights(model.sequence_tower.get_weights())
+    return new
