@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +78,16 @@ def prepare(
     items_quote: Annotated[
         str | None, typer.Option(help="Quotes of the item file, where not as in the log; none: no quotes.")
     ] = None,
+    item_feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=KIND of a column of items, may be repeated: category, multi (multi:| with the separator), number, date, "
+            "vector, text, or none to leave it out. NAME alone takes it; its kind is told from its values, as that of others."
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Sentence encoder (package sentence-transformers) that makes vectors of text.")
+    ] = None,
     max_refused: Annotated[float, typer.Option(help="Share of refused rows above which nothing is written.")] = 0.01,
     min_user_events: Annotated[int, typer.Option(help="Drop users with fewer events.")] = 1,
     min_item_events: Annotated[int, typer.Option(help="Drop items with fewer events.")] = 1,
@@ -95,6 +106,7 @@ def prepare(
 ) -> None:
     """Read and check an interaction log; write prepared data."""
     from tfrec.data import datasets
+    from tfrec.data.kinds import describe_feature
     from tfrec.data.preparation import prepare as prepare_log
     from tfrec.data.prepared import REFUSED, PreparedData
 
@@ -109,6 +121,8 @@ def prepare(
         "min_user_events": min_user_events,
         "min_item_events": min_item_events,
         "overwrite": overwrite,
+        "item_features": dict(map(_feature, item_feature or [])),
+        "text_encoder": text_encoder,
     }
     if len(source) == 1 and source[0] in datasets.NAMES:
         made = (
@@ -140,6 +154,8 @@ def prepare(
         return
     for note in manifest["notes"]:
         out.print(f"  {note}", highlight=False, markup=False)
+    for name, entry in manifest.get("item_features", {}).items():
+        out.print(f"  item column {name!r}: {describe_feature(entry)}", highlight=False, markup=False, soft_wrap=True)
     out.print(
         f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events.",
         markup=False,
@@ -161,6 +177,19 @@ def prepare(
 def _list(names: str | None) -> list[str]:
     """Names with commas between them, quoted as in CSV."""
     return next(csv.reader([names]), []) if names else []
+
+
+def _feature(text: str) -> tuple[str, str]:
+    """The name and the kind in `NAME=KIND`; a name may hold `=`, and so may a separator.
+
+    >>> _feature("genres=multi:|"), _feature("a=b"), _feature("sku")
+    (('genres', 'multi:|'), ('a', 'b'), ('sku', 'auto'))
+    """
+    from tfrec.data.kinds import KINDS, NONE, TOLD
+
+    kinds = "|".join((*KINDS, NONE, TOLD))
+    found = re.fullmatch(rf"(.+?)=((?:{kinds})(?::.*)?)", text) or re.fullmatch("(.+)=(.*)", text)
+    return (found[1], found[2]) if found else (text, TOLD)
 
 
 def _quote(character: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 out = Console()
@@ -75,11 +76,13 @@ def print_lite(report) -> None:
 
 def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(figures, indent=2, ensure_ascii=False))
         return
     table = Table(show_header=False)
     for name, value in figures.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and any(isinstance(v, str) for v in value.values()):
+            value = "\n".join(f"{key}: {v}" for key, v in value.items())
+        elif isinstance(value, dict):
             value = ", ".join(f"{key} {v:,}" for key, v in value.items()) or "none"
         elif isinstance(value, list):
             value = " to ".join(value)
@@ -87,5 +90,5 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
             value = f"{value:,}"
         elif isinstance(value, float):
             value = f"{value:,.4g}"
-        table.add_row(name, "not known" if value is None else str(value))
+        table.add_row(name, "not known" if value is None else escape(str(value)))
     out.print(table)

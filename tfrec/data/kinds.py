@@ -128,7 +128,7 @@ def fit_table(
         ValueError: `named` names no column or no kind, or a column's values are not of its kind.
     """
     columns = [name for name in table.column_names if name not in without]
-    kinds = {name: _named_kind(name, kind, columns, argument) for name, kind in (named or {}).items()}
+    kinds = named_kinds(named, columns, argument)
     features, report = [], {}
     for name in columns:
         kind, separator = kinds.get(name, ("", ""))
@@ -149,9 +149,38 @@ def fit_table(
         is_encoded = told.kind == "text" and encoder is not None
         options = {"separator": told.separator, "encoder": encoder or "" if is_encoded else ""}
         feature = fit_feature(name, "vector" if is_encoded else told.kind, column, **options)
+        if feature.table is not None and not feature.table.any() and name not in kinds:
+            report[name] = {"kind": None, "reason": "left out: no word stands in two rows"}
+            continue
         features.append(feature)
         report[name] = {"kind": feature.kind, **_figures(feature, plain_array(column)), "reason": told.reason}
     return features, report
+
+
+def named_kinds(named: Mapping[str, str] | None, columns: Collection[str], argument: str) -> dict[str, tuple[str, str]]:
+    """Kinds that were named as `(kind, separator)`; see `fit_table`.
+
+    >>> named_kinds({"genres": "multi:|"}, ["title", "genres"], "item_features")
+    {'genres': ('multi', '|')}
+
+    Raises:
+        ValueError: there is no such column or kind; the message says what was meant perhaps.
+    """
+    kinds = {}
+    for name, kind in (named or {}).items():
+        if name not in columns:
+            there = ", ".join(columns) or "none"
+            raise ValueError(
+                f"`{argument}`: there is no column {name!r} to make a feature of.{_meant(name, columns)} The columns: {there}."
+            )
+        found, colon, separator = kind.partition(":")
+        if found not in (*KINDS, NONE, TOLD) or (colon and (found != "multi" or not separator)):
+            raise ValueError(
+                f"`{argument}`: {kind!r} is no kind for column {name!r}.{_meant(found, KINDS)} The kinds: {', '.join(KINDS)}; "
+                f"`multi:|` for values between `|`; {NONE} leaves a column out, {TOLD} tells the kind from its values."
+            )
+        kinds[name] = found, separator
+    return kinds
 
 
 def describe_feature(entry: Mapping[str, Any]) -> str:
@@ -185,24 +214,10 @@ def _plain_name(name: str) -> str:
     return re.sub(r"\W+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())).lower()
 
 
-def _named_kind(name: str, kind: str, columns: Collection[str], argument: str) -> tuple[str, str]:
-    """`(kind, separator)` of an entry of `item_features`."""
-    if name not in columns:
-        close = difflib.get_close_matches(name, columns, 1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
-        there = ", ".join(columns) or "none"
-        raise ValueError(
-            f"`{argument}`: there is no column {name!r} to make a feature of.{meant} The columns: {there}."
-        )
-    found, colon, separator = kind.partition(":")
-    if found not in (*KINDS, NONE, TOLD) or (colon and (found != "multi" or not separator)):
-        close = difflib.get_close_matches(found, KINDS, 1)
-        meant = f" Did you mean {close[0]!r}?" if close and not colon else ""
-        raise ValueError(
-            f"`{argument}`: {kind!r} is no kind for column {name!r}.{meant} The kinds: {', '.join(KINDS)}; `multi:|` for "
-            f"values between `|`; {NONE} leaves a column out, {TOLD} tells the kind from its values."
-        )
-    return found, separator
+def _meant(word: str, words: Collection[str]) -> str:
+    """A question after the word that is nearest to a wrong one."""
+    close = [] if word in words else difflib.get_close_matches(word, words, 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _sample(values: pa.Array) -> pa.Array:

@@ -22,7 +22,7 @@ from tfrec.data.arrays import ArrayWriter, bincount, pieces
 from tfrec.data.database import connect
 from tfrec.data.events import SORT_MEMORY, Events, Times, count_by_user, is_duplicate, rare
 from tfrec.data.items import read_items
-from tfrec.data.kinds import fit_table
+from tfrec.data.kinds import fit_table, named_kinds
 from tfrec.data.prepared import FORMAT, MANIFEST, NO_ROWS, PreparedData
 from tfrec.data.readers import Reading, read_files, read_frame, sources_of
 from tfrec.data.rows import PLACES, Part, Rows, check, refused_table
@@ -33,6 +33,8 @@ from tfrec.version import __version__
 
 NUM_READERS = 2
 """Parts of a log that are read at a time."""
+NO_FEATURES = ("item_id", "num_events")
+"""Columns of items that a model reads in another way."""
 DUPLICATES = ("drop", "keep", "refuse")
 
 
@@ -96,9 +98,9 @@ def prepare(
         encoding: the encoding of text files, such as `latin-1`. Default: UTF-8, or UTF-16 with a byte order mark.
         items_options: what is different in the item file: `format`, `columns`, `delimiter`, `quote`, `escape`, `encoding`,
             `null_values`. Default: it is read like the log, its format and columns told from the file.
-        item_features: dict, the kinds of columns of `items` by their names, see docs/features.md: `category`, `multi` (`multi:|`
-            with the separator), `number`, `date`, `vector`, `text`, `none` (left out) or `auto`. Default: told from the values;
-            what was told is in `manifest["item_features"]`.
+        item_features: dict, the kinds of columns of `items` by their names: `category`, `multi` (`multi:|` with the separator),
+            `number`, `date`, `vector`, `text`, `none` (left out) or `auto`; see docs/features.md. Default: told from the values;
+            `manifest["item_features"]` says what was told.
         text_encoder: str, the sentence encoder (of the package sentence-transformers) that makes vectors of text. Default: none,
             vectors of text are learned from the catalogue.
         time_format: str, the format of times in the letters of `strftime`. Default: numbers or ISO 8601.
@@ -143,6 +145,8 @@ def prepare(
         aside = opened.enter_context(_work_folder(out, overwrite))
         con = opened.enter_context(_database(aside))
         properties = None if items is None else read_items(items, reading, **(items_options or {}))
+        there = [] if properties is None else [n for n in properties.column_names if n not in NO_FEATURES]
+        named_kinds(item_features, there, "item_features")  # wrong names are told before the log is read
         if isinstance(log, list | tuple):
             sources = sources_of(log, reading)
             files, given = [source.name for source in sources], [os.fspath(path) for path in log]
@@ -180,7 +184,7 @@ def prepare(
         if properties is not None:
             catalogue, counts = _with_properties(catalogue, properties, notes)
             manifest |= counts
-        of_items, told = fit_table(catalogue, item_features, encoder=text_encoder, without=("item_id", "num_events"))
+        of_items, told = fit_table(catalogue, item_features, encoder=text_encoder, without=NO_FEATURES)
         features = {"items": of_items} if of_items else {}
         manifest |= {"item_features": told}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

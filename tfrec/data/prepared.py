@@ -34,6 +34,7 @@ import pyarrow.parquet
 
 from tfrec.data.arrays import bincount, pieces
 from tfrec.data.features import Feature, load_features, save_features
+from tfrec.data.kinds import describe_feature
 from tfrec.data.times import RESOLUTIONS
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.files import scratch
@@ -220,8 +221,9 @@ class PreparedData:
         return {n: int(q) for n, q in zip(["min", "25%", "50%", "75%", "95%", "max"], quantiles, strict=True)}
 
     def describe(self) -> dict[str, Any]:
-        """Users, items, events, length quantiles, time span, sparsity: the figures of `tfrec prepare --describe`."""
+        """Users, items, events, length quantiles, time span, sparsity, item features: the figures of `tfrec prepare --describe`."""
         first, last, num_tied = self._times()
+        features = {n: describe_feature(entry) for n, entry in self.manifest.get("item_features", {}).items()}
 
         def day(ticks: int) -> str:
             return f"{datetime.datetime.fromtimestamp(ticks // self.ticks_per_second, datetime.UTC):%Y-%m-%d %H:%M:%S}"
@@ -235,7 +237,7 @@ class PreparedData:
             "resolution of times": self.manifest.get("time_resolution", "s") if last else None,
             "events with the time of another of their user": round(num_tied / self.num_events, 6) if last else None,
             "sparsity": round(1 - self.num_events / (self.num_users * self.num_items), 6),
-        }
+        } | ({"item features": features} if features else {})
 
     def _times(self) -> tuple[int, int, int]:
         """The first and the last known time, and how many events share user and time with another one; zeros without times."""
