@@ -196,8 +196,8 @@ class Config:
             )
         if self.repeats == "allow" and self.seen_weight not in (None, 1):
             raise ValueError(
-                f"`repeats=allow` ranks the items of the history like others, and so must the loss: leave out `seen_weight` or set it "
-                f"to 1. Received: {self.seen_weight}."
+                f"`repeats=allow` ranks the items of the history like others, and so must the loss: leave out `seen_weight` or set "
+                f"it to 1. Received: {self.seen_weight}."
             )
         if self.epochs and self.final_epochs and self.final_epochs > self.epochs:
             raise ValueError(f"`final_epochs` is at most `epochs`. Received: {self.final_epochs} and {self.epochs}.")
