@@ -18,6 +18,12 @@ def train(
     out_: Annotated[Path, typer.Option("--out", help="Run folder.")] = ...,  # type: ignore[assignment]
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
     epochs: Annotated[int | None, typer.Option(help="Number of epochs; by the size of the data when left out.")] = None,
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            help="`allow` learns to recommend items of the history again; `exclude`, the default, never does."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
     ] = None,
@@ -40,9 +46,10 @@ def train(
     from tfrec.training.run import Run
 
     data = data or moved
-    if (resume or final) and (epochs or settings or mixed_precision or preset != "default"):
+    if (resume or final) and (epochs or repeats or settings or mixed_precision or preset != "default"):
         raise typer.BadParameter(
-            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --set and --mixed-precision."
+            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --repeats, --set and "
+            "--mixed-precision."
         )
     if data is None and not (resume or final):
         raise typer.BadParameter("Pass a prepared folder, --resume or --final RUN.")
@@ -55,6 +62,7 @@ def train(
         return
     values = preset_of(preset) | parse_settings(settings or [])
     values |= {"epochs": epochs} if epochs is not None else {}
+    values |= {"repeats": repeats} if repeats is not None else {}
     values |= {"precision": "bfloat16"} if mixed_precision else {}
     run = fit(Config.from_dict(values), data, out_, resume=resume, overwrite=overwrite)
     best = run.metrics
@@ -70,6 +78,13 @@ def evaluate(
     baselines_only: Annotated[
         bool, typer.Option("--baselines-only", help="The baselines on a prepared folder.")
     ] = False,
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            help="`exclude` leaves the items of the history out of the ranking, `allow` does not; as the run was trained when left "
+            "out, with --baselines-only exclude."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared folder of the run, where it has moved.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
@@ -80,7 +95,7 @@ def evaluate(
     from tfrec.evaluation.ranking import evaluate as evaluate_data
 
     if baselines_only:
-        result = evaluate_data(PreparedData.open(run), split)
+        result = evaluate_data(PreparedData.open(run), split, repeats=repeats or "exclude")
     else:
         from tfrec.training.run import Run
 
@@ -89,7 +104,7 @@ def evaluate(
             raise ValueError(
                 f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
             )
-        result = evaluate_data(trained.data(data), split, trained.model)
+        result = evaluate_data(trained.data(data), split, trained.model, repeats=repeats or trained.repeats)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

@@ -5,7 +5,7 @@ EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, w
 EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people; items added since training
 
 Format 2 of the manifest. Format 1 had no `format_version`; its `data` and `config` always had a value. A manifest without
-`max_k` has no limit.
+`max_k` has no limit, one without `repeats` excludes them.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def export(
     recall: float = 0.99,
     filters: Sequence[str] = (),
     max_k: int | None = MAX_K,
+    repeats: str | None = None,
     add_items: pa.Table | None = None,
     remove_items: Sequence[str] = (),
     after: Path | None = None,
@@ -75,6 +76,9 @@ def export(
         storage, recall: see `build_index`.
         filters: columns of the run's items that `recommend_filtered` filters by; see `ItemFilter`. Default: none.
         max_k: int, items that a request gets at most: a larger `k` is read as this. None: no limit. Default: 1,000.
+        repeats: str, `"exclude"`: no signature recommends an item of the history. `"allow"`: those that recommend may return such
+            items, and a further signature `recommend_new`, with the inputs of `recommend`, leaves them out. Default: as the run
+            was trained, `Run.repeats`.
         add_items, remove_items: see `change_catalogue`.
         after: the version folder that this one changes, which must be the newest still. Default: none.
     Returns:
@@ -86,7 +90,7 @@ def export(
     out = Path(out)
     aside = scratch(out / "version")
     try:
-        _write(run, aside, index, k, storage, recall, filters, max_k, add_items, remove_items)
+        _write(run, aside, index, k, storage, recall, filters, max_k, repeats, add_items, remove_items)
         gc.collect()  # a large catalogue need not be held twice to be checked
         pa.default_memory_pool().release_unused()
         check(aside)
@@ -121,6 +125,7 @@ def _write(
     recall: float,
     filters: Sequence[str],
     max_k: int | None,
+    repeats: str | None,
     add_items: pa.Table | None,
     remove_items: Sequence[str],
 ) -> None:
@@ -142,9 +147,10 @@ def _write(
         queries=queries,
         filters=filters,
         max_k=max_k,
+        repeats=repeats,
         new_items=new_items,
     )
-    built = serving.answers.index
+    built, repeats = serving.answers.index, serving.answers.repeats
     options = tf.saved_model.SaveOptions(
         namespace_whitelist=list(built.custom_ops),
         experimental_custom_gradients=False,  # nobody trains an export, and a process keeps every model that has some
@@ -155,7 +161,7 @@ def _write(
     pyarrow.parquet.write_table(pa.table(run.items), folder / "assets.extra" / ITEMS)
     if add_items is not None:
         pyarrow.parquet.write_table(add_items, folder / "assets.extra" / ADDED)
-    write_warmup(folder / WARMUP, run, k, filters)
+    write_warmup(folder / WARMUP, run, k, filters, repeats)
     manifest = {
         "format_version": FORMAT,
         "tfrec_version": __version__,
@@ -174,6 +180,7 @@ def _write(
         "filters": list(filters),
         "k": k,
         "max_k": max_k,
+        "repeats": repeats,
         "num_items": len(run.vocabulary),
         "num_added_items": 0 if add_items is None else len(add_items),
         "unknown_values": unknown,
@@ -236,6 +243,7 @@ def refresh(
         recall=manifest["index"]["recall_asked"],
         filters=manifest["filters"],
         max_k=manifest.get("max_k"),
+        repeats=manifest.get("repeats", "exclude"),
         add_items=table,
         remove_items=[*manifest["removed_items"], *sorted(gone)],
         after=newest,

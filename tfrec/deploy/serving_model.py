@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfrec.data.encoding import FeatureEncoder, input_spec
 from tfrec.data.features import Feature
+from tfrec.data.splits import keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
 from tfrec.index.answers import Answers
 from tfrec.index.building import build_index
@@ -65,7 +66,10 @@ class NewItems(tf.Module):
 
 
 class ServingModel(tf.Module):
-    """The served model as six signatures, one more with a filter, one more with item features: `Answers` behind a vocabulary.
+    """The served model as six signatures: `Answers` behind a vocabulary.
+
+    A filter adds `recommend_filtered`, item features `embed_new_items`. Where repeats are allowed, `recommend_new` leaves out the
+    items of the history.
 
     An id that the vocabulary lacks is unknown. A model that reads times takes `timestamps` and `request_time` wherever it takes
     `history`. `serving_default` and `recommend` differ in their inputs alone.
@@ -97,6 +101,8 @@ class ServingModel(tf.Module):
         times = TIMES if answers.model().sequence_tower.reads_times else ()
         self.serving_default = tf.function(self._serving_default, [HISTORY, *times])
         self.recommend = tf.function(self._recommend, [HISTORY, *times, EXCLUDE, K])
+        if keeps_seen(answers.repeats):
+            self.recommend_new = tf.function(self._recommend_new, [HISTORY, *times, EXCLUDE, K])
         if answers.filter:
             filtered = [HISTORY, *times, EXCLUDE, K, ALLOW, DENY]
             self.recommend_filtered = tf.function(self._recommend_filtered, filtered)
@@ -109,8 +115,10 @@ class ServingModel(tf.Module):
     @property
     def signatures(self) -> dict[str, Any]:
         """The functions to save, by signature name."""
+        new = ("recommend_new",) if keeps_seen(self.answers.repeats) else ()
         filtered = ("recommend_filtered",) if self.answers.filter else ()
-        names = ("serving_default", "recommend", *filtered, "similar_items", "score", "embed_history", "embed_items")
+        plain = ("serving_default", "recommend")
+        names = (*plain, *new, *filtered, "similar_items", "score", "embed_history", "embed_items")
         found = {name: getattr(self, name) for name in names}
         return found | ({} if self.new_items is None else {"embed_new_items": self.new_items.embed})
 
@@ -122,25 +130,23 @@ class ServingModel(tf.Module):
 
     def _serving_default(self, history, *times):
         number = tf.shape(history)[0]
-        exclude = tf.zeros((number, 0), tf.int32)
-        return self._named(
-            *self.answers.rank(self._indexes(history), times, exclude, tf.fill((number,), self.k), self.k)
-        )
+        return self._named(*self.answers.rank(self._indexes(history), times, None, tf.fill((number,), self.k), self.k))
 
     def _recommend(self, history, *others):
         return self._recommend_within(history, others)
 
-    def _recommend_within(self, history, others, filters=()):
+    def _recommend_new(self, history, *others):
+        return self._recommend_within(history, others, repeats="exclude")
+
+    def _recommend_within(self, history, others, **how):
         *times, exclude, k = others
         k = tf.minimum(k, self.max_k)  # not refused: a batch holds requests of others
         width = tf.reduce_max(tf.concat([k, [0]], 0))
-        return self._named(
-            *self.answers.rank(self._indexes(history), times, self._indexes(exclude), k, width, *filters)
-        )
+        return self._named(*self.answers.rank(self._indexes(history), times, self._indexes(exclude), k, width, **how))
 
     def _recommend_filtered(self, history, *others):
         *plain, allow, deny = others
-        return self._recommend_within(history, plain, (allow, deny))
+        return self._recommend_within(history, plain, allow=allow, deny=deny)
 
     def _similar_items(self, item_ids, k):
         return self._named(*self.answers.similar(self._indexes(item_ids), tf.minimum(k, self.max_k)))
@@ -175,6 +181,7 @@ def build_serving_model(
     queries: np.ndarray | None = None,
     filters: Sequence[str] = (),
     max_k: int | None = None,
+    repeats: str | None = None,
     new_items: NewItems | None = None,
 ) -> ServingModel:
     """Build the served model of a run, in memory.
@@ -187,6 +194,7 @@ def build_serving_model(
         k: int, items that `serving_default` recommends. Default: 10.
         filters: columns of the run's items that `recommend_filtered` filters by. Default: none.
         max_k, new_items: see `ServingModel`.
+        repeats: str, `"exclude"` or `"allow"`; see `Answers`. Default: `Run.repeats`.
     """
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: {k}.")
@@ -197,5 +205,6 @@ def build_serving_model(
     needed = k + run.length_quantiles["50%"]
     built = build_index(index, catalogue(), storage=storage, queries=queries, recall=recall, k=needed)
     item_filter = build_filter(filters, run.items)
-    answers = Answers(model, run.items["num_events"], built, item_filter)
+    choice = run.repeats if repeats is None else repeats
+    answers = Answers(model, run.items["num_events"], built, item_filter, repeats=choice)
     return ServingModel(answers, run.vocabulary, k, max_k, new_items)

@@ -235,12 +235,21 @@ class Run:
         model.save_weights(folder / WEIGHTS)
         return cls.open(folder)
 
+    @property
+    def repeats(self) -> str:
+        """Whether items of a history may come back, as the run was trained: `"exclude"` or `"allow"`.
+
+        A run of an earlier version and a model that was fitted by hand have `"exclude"`.
+        """
+        return "exclude" if self.config is None else self.config.repeats
+
     def recommend(
         self,
         history: Sequence[str] | Sequence[Sequence[str]],
         k: int = 10,
         *,
         exclude: Sequence[str] = (),
+        repeats: str | None = None,
         allow: Mapping[str, Sequence[str]] | None = None,
         deny: Mapping[str, Sequence[str]] | None = None,
         timestamps: Sequence | None = None,
@@ -251,7 +260,8 @@ class Run:
         Args:
             history: item ids, oldest first; or a list of such histories.
             k: int, number of items. Default: 10.
-            exclude: item ids that are not recommended, besides those of the history. Default: none.
+            exclude: item ids that are not recommended. Default: none.
+            repeats: str, `"exclude"` leaves out the items of each history too; `"allow"` does not. Default: `Run.repeats`.
             allow: dict, values by the name of an item property: only items that have one of them. Default: all items.
             deny: dict, values by the name of an item property: no item that has one of them. Default: none.
             timestamps: for a model that reads times, the time of each event, in the shape of `history`: seconds, or
@@ -261,7 +271,7 @@ class Run:
             `Recommendations`: arrays of shape `(k,)` for one history, `(histories, k)` for many.
         Raises:
             TypeError: an item id is not text.
-            ValueError: the items have no such property.
+            ValueError: the items have no such property, or `repeats` is another value.
         """
         is_one = isinstance(history, str) or all(isinstance(one, str | int | float | np.number) for one in history)
         histories: Sequence[Any] = [history] if is_one else history
@@ -274,6 +284,7 @@ class Run:
             known,
             k,
             exclude=self.vocabulary.encode(_text(exclude)),
+            repeats=repeats,
             timestamps=times,
             request_times=np.broadcast_to(np.asarray(request_time, np.int64), len(known)),
             allow=allow,
@@ -291,7 +302,8 @@ class Run:
         made = self._answers_by_filter
         if filters not in made:
             item_filter = build_filter(filters, self.items)
-            made[filters] = Answers(as_table(self.model), self.items["num_events"], item_filter=item_filter)
+            model, counts = as_table(self.model), self.items["num_events"]
+            made[filters] = Answers(model, counts, item_filter=item_filter, repeats=self.repeats)
         return made[filters]
 
     def data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
