@@ -38,6 +38,27 @@ def print_metrics(result: dict[str, Any]) -> None:
         else:
             share = result[rows[0]]["repeat_share@10"]
             out.print(f"{were}, and so were {share:.1%} of the targets that {rows[0]} has among its first 10.")
+    if "cold_items" in result:
+        print_cold(result["cold_items"])
+
+
+def print_cold(result: dict[str, Any]) -> None:
+    """The table of new items of `tfrec evaluate`."""
+    table = Table(
+        title=f"{result['num_cold_items']:,} new items, ranked with all others: {result['num_warm']:,} targets are known items "
+        f"(warm), {result['num_cold']:,} are new (cold)",
+        title_justify="left",
+    )
+    table.add_column("")
+    metrics = ("hr@10", "ndcg@10")
+    for group in ("warm", "cold", "all"):
+        for metric in metrics:
+            table.add_column(f"{group} {metric.upper()}", justify="right")
+    for name, figures in result.items():
+        if isinstance(figures, dict):
+            row = (f"{figures[group][metric]:.4f}" for group in ("warm", "cold", "all") for metric in metrics)
+            table.add_row(name, *row, style="bold" if name == "model" else "")
+    out.print(table)
 
 
 def find_titles(folder: Path | None) -> dict[str, str]:

@@ -24,6 +24,12 @@ def train(
             help="`allow` learns to recommend items of the history again; `exclude`, the default, never does."
         ),
     ] = None,
+    cold_items: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the catalogue that is held out with all its events, for `evaluate` to rank as new items."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
     ] = None,
@@ -46,9 +52,9 @@ def train(
     from tfrec.training.run import Run
 
     data = data or moved
-    if (resume or final) and (epochs or repeats or settings or mixed_precision or preset != "default"):
+    if (resume or final) and (epochs or repeats or cold_items or settings or mixed_precision or preset != "default"):
         raise typer.BadParameter(
-            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --repeats, --set and "
+            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --repeats, --cold-items, --set and "
             "--mixed-precision."
         )
     if data is None and not (resume or final):
@@ -63,6 +69,7 @@ def train(
     values = preset_of(preset) | parse_settings(settings or [])
     values |= {"epochs": epochs} if epochs is not None else {}
     values |= {"repeats": repeats} if repeats is not None else {}
+    values |= {"cold_items": cold_items} if cold_items is not None else {}
     values |= {"precision": "bfloat16"} if mixed_precision else {}
     run = fit(Config.from_dict(values), data, out_, resume=resume, overwrite=overwrite)
     best = run.metrics
@@ -85,17 +92,28 @@ def evaluate(
             "out, with --baselines-only exclude."
         ),
     ] = None,
+    cold_items: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the catalogue to rank as new items: that which the run was trained with, or any with --baselines-only."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared folder of the run, where it has moved.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
     ] = None,
 ) -> None:
     """Rank the whole catalogue for every user; print the model beside popularity, bigram and item-KNN."""
+    from tfrec.data.cold_items import ColdItems
     from tfrec.data.prepared import PreparedData
+    from tfrec.evaluation.cold import evaluate_cold_items
     from tfrec.evaluation.ranking import evaluate as evaluate_data
 
     if baselines_only:
-        result = evaluate_data(PreparedData.open(run), split, repeats=repeats or "exclude")
+        prepared = PreparedData.open(run)
+        result = evaluate_data(prepared, split, repeats=repeats or "exclude")
+        if cold_items:
+            result["cold_items"] = evaluate_cold_items(ColdItems(prepared, cold_items), split)
     else:
         from tfrec.training.run import Run
 
@@ -104,7 +122,15 @@ def evaluate(
             raise ValueError(
                 f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
             )
+        held_out = trained.config.cold_items if trained.config else 0.0
+        if cold_items not in (None, held_out):
+            raise ValueError(
+                f"`{run}` was trained with --cold-items {held_out:g}: new items are those that a training has not seen. Train it "
+                f"with --cold-items {cold_items:g}."
+            )
         result = evaluate_data(trained.data(data), split, trained.model, repeats=repeats or trained.repeats)
+        if held_out:
+            result["cold_items"] = evaluate_cold_items(trained.cold_items(data), split, trained.model)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

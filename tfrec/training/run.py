@@ -109,6 +109,11 @@ class RunSettings:
 
     def open_data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
         """The prepared data that the run was trained on; see `Run.data`."""
+        found = self.find_data(data)
+        return self.check_data(found if self.config is None else without_cold(found, self.config))
+
+    def find_data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
+        """The given data, or that where the run's lay, with the items that training held out."""
         if data is None and self.data_path is None:
             raise ValueError(
                 "The run was trained on data in memory: pass the data (in the command line, --data FOLDER)."
@@ -117,8 +122,10 @@ class RunSettings:
             raise ValueError(
                 f"The data of the run is no longer at `{self.data_path}`: pass where it lies now, with --data."
             )
-        found = data if isinstance(data, PreparedData) else PreparedData.open(data or str(self.data_path))
-        found = found if self.config is None else without_cold(found, self.config)
+        return data if isinstance(data, PreparedData) else PreparedData.open(data or str(self.data_path))
+
+    def check_data(self, found: PreparedData) -> PreparedData:
+        """Data that is what the run was trained on, or an error."""
         is_same = self.fingerprint in (None, found.fingerprint)
         if not is_same or found.vocabulary.item_ids != self.vocabulary.item_ids:
             raise DataMismatchError(
@@ -306,8 +313,15 @@ class Run:
             made[filters] = Answers(model, counts, item_filter=item_filter, repeats=self.repeats)
         return made[filters]
 
+    def cold_items(self, data: PreparedData | str | os.PathLike | None = None) -> ColdItems:
+        """The items that the run was trained without, from the data with them; see `data`."""
+        assert self.config is not None
+        cold = ColdItems(self.settings.find_data(data), self.config.cold_items, self.config.seed)
+        self.settings.check_data(cold.known)
+        return cold
+
     def data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
-        """Open the prepared data that the run was trained on.
+        """Open the prepared data that the run was trained on: without its `cold_items`.
 
         Args:
             data: the data or where it lies now. Default: where it lay at training.
