@@ -37,7 +37,7 @@ YEARS = (1500, 2100)
 """Whole numbers between them are years, however few."""
 SEPARATORS = ("|", ";", ",")
 PERSONAL_NAMES = re.compile(
-    r"(^|_)(e_?mail|mail|(tele)?phone|mobile|fax|(sur|first|last|full|family|given)_?name|(mail|street|ip)?_?address|street|"
+    r"(^|_)(e_?mail|mail|(tele)?phone|mobile|fax|(sur|first|last|full|family|given|user|nick)_?name|(mail|street|ip)?_?address|street|"
     r"ip|ssn|passport|iban|birth_?(date|day)|date_of_birth|dob)(_?(number|no|addr|address|\d+))?s?$"
 )
 """Names of columns, in the form of `_plain_name`, of data about people."""
@@ -48,7 +48,7 @@ PERSONAL_VALUES = {
     ),
     "IP addresses": r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$",
 }
-ID_NAMES = re.compile(r"(^|_)(id|ids|code|zip|ean|gtin|isbn)$")
+ID_NAMES = re.compile(r"(^|_)(id|ids|no|nr|code|zip|ean|gtin|isbn)$")
 """Whole numbers in a column of such a name only name something."""
 
 
