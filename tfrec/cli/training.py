@@ -122,15 +122,17 @@ def evaluate(
             raise ValueError(
                 f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
             )
-        held_out = trained.config.cold_items if trained.config else 0.0
+        config = trained.config
+        held_out = config.cold_items if config else 0.0
         if cold_items not in (None, held_out):
             raise ValueError(
                 f"`{run}` was trained with --cold-items {held_out:g}: new items are those that a training has not seen. Train it "
                 f"with --cold-items {cold_items:g}."
             )
         result = evaluate_data(trained.data(data), split, trained.model, repeats=repeats or trained.repeats)
-        if held_out:
-            result["cold_items"] = evaluate_cold_items(trained.cold_items(data), split, trained.model)
+        if config and held_out:
+            cold = trained.cold_items(data)
+            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, config.new_item_boost)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

@@ -43,12 +43,14 @@ class NewItems(tf.Module):
     Args:
         tower: `ItemTower` with content.
         features: `Feature`s that it reads.
+        row: float32 array `(width,)`; see `new_item_row`.
     Raises:
         ValueError: two features would have the same input.
     """
 
-    def __init__(self, tower: ItemTower, features: Sequence[Feature]) -> None:
+    def __init__(self, tower: ItemTower, features: Sequence[Feature], row: np.ndarray) -> None:
         super().__init__(name="new_items")
+        self.row = tf.constant(row)
         self.encoder = FeatureEncoder(features)
         self._tower = lambda: tower  # behind a function, or its id table would be saved
         self._variables = [v.value for layer in (tower.content, *tower.mlp) for v in layer.variables]
@@ -62,7 +64,7 @@ class NewItems(tf.Module):
         given = zip(self.encoder.features, columns, strict=True)
         encoded = self.encoder({feature.name: column for feature, column in given})
         tower = self._tower()
-        return {"embedding": tower.as_candidates(tower.of_content(encoded))}
+        return {"embedding": tower.as_candidates(tower.of_content(encoded, self.row))}
 
 
 class ServingModel(tf.Module):
