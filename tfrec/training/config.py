@@ -87,7 +87,7 @@ class Config:
         item_features: str, `"all"`: items are also embedded by the features of the data, see `docs/features.md`; `"none"`: by their
             ids alone; `"auto"`: by features where the data has some. Default: `"auto"`.
         content_dims: tuple of int, hidden widths of the MLP on the features; see `FeatureEmbedding`. Default: no MLP.
-        id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.2 with features.
+        id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.1 with features.
         new_item_weight: float, the odds of new items, which content alone stands for, are multiplied by about this; see
             `new_item_row`. Default: 2.5.
         cold_items: float, share of the catalogue that is held out with all its events, to measure how new items are recommended;
