@@ -17,7 +17,8 @@ def prepare(
     source: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Log files, folders, globs or s3:// addresses; or one of: movielens-100k, movielens-1m, amazon-beauty, synthetic."
+            help="Log files, folders, globs or s3:// addresses; or one of: movielens-100k, movielens-1m, amazon-beauty, "
+            "synthetic, synthetic-groceries."
         ),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
@@ -94,7 +95,9 @@ def prepare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder where it exists.")] = False,
     users: Annotated[int, typer.Option(help="synthetic: number of users.")] = 2000,
     catalogue: Annotated[int, typer.Option(help="synthetic: number of items.")] = 500,
-    events_per_user: Annotated[int, typer.Option(help="synthetic: events of each user.")] = 30,
+    events_per_user: Annotated[
+        int | None, typer.Option(help="synthetic: events of each user; 30 when left out, of groceries 60.")
+    ] = None,
     predictability: Annotated[
         float, typer.Option(help="synthetic: how much of the next item follows from the history.")
     ] = 0.9,
@@ -129,13 +132,13 @@ def prepare(
             {
                 "num_users": users,
                 "num_items": catalogue,
-                "events_per_user": events_per_user,
                 "predictability": predictability,
                 "seed": seed,
             }
-            if source[0] == "synthetic"
+            if source[0] in datasets.GENERATED
             else {}
         )
+        made |= {"events_per_user": events_per_user} if made and events_per_user is not None else {}
         manifest = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made).manifest
     else:
         told: dict[str, Any] = {"user": user, "item": item, "time": time, "items": items, "format": format}

@@ -16,6 +16,7 @@ INDEX_HELP = (
     "Kind of index: `exact` or `partitioned` (approximate), of stock ops; or `scann` (needs a server with ScaNN's ops, such "
     "as `tfrec serve`)."
 )
+REPEATS_HELP = "`exclude` never recommends items of the history, `allow` may; as the run was trained when left out."
 ITEMS_HELP = (
     "File of new items: item_id, and similar_to (ids of items like it, between bars) or vector; other columns as in the "
     "item file."
@@ -39,6 +40,9 @@ def export(
         ),
     ] = None,
     max_k: Annotated[int, typer.Option(help="Items that a request gets at most: a larger k is read as this.")] = 1000,
+    repeats: Annotated[
+        str | None, typer.Option(help=REPEATS_HELP + " With `allow`, the signature `recommend_new` leaves them out.")
+    ] = None,
     add_items: Annotated[Path | None, typer.Option(help=ITEMS_HELP)] = None,
     remove_items: Annotated[Path | None, typer.Option(help="File with a column of item ids to leave out.")] = None,
 ) -> None:
@@ -56,6 +60,7 @@ def export(
         recall=recall,
         filters=filters or [],
         max_k=max_k,
+        repeats=repeats,
         add_items=added,
         remove_items=removed,
     )
@@ -137,8 +142,9 @@ def lite(
     out_: Annotated[Path, typer.Option("--out", help="File to write, such as model.tflite.")],
     k: Annotated[int, typer.Option("-k", help="Number of items that it recommends.")] = 10,
     index: Annotated[str, typer.Option(help="`exact`, or `partitioned` for a large catalogue.")] = "exact",
+    repeats: Annotated[str | None, typer.Option(help=REPEATS_HELP)] = None,
 ) -> None:
     """Convert to LiteRT for phones and edge devices, and compare with Keras."""
     from tfrec.deploy.litert import to_litert
 
-    print_lite(to_litert(run, out_, k=k, index=index))
+    print_lite(to_litert(run, out_, k=k, index=index, repeats=repeats))

@@ -16,8 +16,9 @@ out = Console()
 def print_metrics(result: dict[str, Any]) -> None:
     """The table of `tfrec evaluate`."""
     rows = [name for name in ("model", "bigram", "item-knn", "popularity") if name in result]
+    seen = "kept" if result["repeats"] == "allow" else "removed"
     table = Table(
-        title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items removed",
+        title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items {seen}",
         title_justify="left",
     )
     table.add_column("")
@@ -30,10 +31,34 @@ def print_metrics(result: dict[str, Any]) -> None:
     out.print(table)
     if result["num_short_users"]:
         out.print(f"{result['num_short_users']:,} users with fewer than 3 events are not evaluated.")
-    if result["num_repeat_targets"]:
-        out.print(
-            f"{result['num_repeat_targets']:,} targets were in the user's history already: misses, whatever the model."
-        )
+    if repeated := result["num_repeat_targets"]:
+        were = f"{repeated:,} targets ({repeated / result['num_users']:.1%}) were in the user's history already"
+        if result["repeats"] == "exclude":
+            out.print(f"{were}: misses, whatever the model.")
+        else:
+            share = result[rows[0]]["repeat_share@10"]
+            out.print(f"{were}, and so were {share:.1%} of the targets that {rows[0]} has among its first 10.")
+    if "cold_items" in result:
+        print_cold(result["cold_items"])
+
+
+def print_cold(result: dict[str, Any]) -> None:
+    """The table of new items of `tfrec evaluate`."""
+    table = Table(
+        title=f"{result['num_cold_items']:,} new items, ranked with all others: {result['num_warm']:,} targets are known items "
+        f"(warm), {result['num_cold']:,} are new (cold)",
+        title_justify="left",
+    )
+    table.add_column("")
+    metrics = ("hr@10", "ndcg@10")
+    for group in ("warm", "cold", "all"):
+        for metric in metrics:
+            table.add_column(f"{group} {metric.upper()}", justify="right")
+    for name, figures in result.items():
+        if isinstance(figures, dict):
+            row = (f"{figures[group][metric]:.4f}" for group in ("warm", "cold", "all") for metric in metrics)
+            table.add_row(name, *row, style="bold" if name == "model" else "")
+    out.print(table)
 
 
 def find_titles(folder: Path | None) -> dict[str, str]:

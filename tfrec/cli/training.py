@@ -18,6 +18,18 @@ def train(
     out_: Annotated[Path, typer.Option("--out", help="Run folder.")] = ...,  # type: ignore[assignment]
     preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
     epochs: Annotated[int | None, typer.Option(help="Number of epochs; by the size of the data when left out.")] = None,
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            help="`allow` learns to recommend items of the history again; `exclude`, the default, never does."
+        ),
+    ] = None,
+    cold_items: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the catalogue that is held out with all its events, for `evaluate` to rank as new items."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
     ] = None,
@@ -40,9 +52,10 @@ def train(
     from tfrec.training.run import Run
 
     data = data or moved
-    if (resume or final) and (epochs or settings or mixed_precision or preset != "default"):
+    if (resume or final) and (epochs or repeats or cold_items or settings or mixed_precision or preset != "default"):
         raise typer.BadParameter(
-            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --set and --mixed-precision."
+            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --repeats, --cold-items, --set and "
+            "--mixed-precision."
         )
     if data is None and not (resume or final):
         raise typer.BadParameter("Pass a prepared folder, --resume or --final RUN.")
@@ -55,6 +68,8 @@ def train(
         return
     values = preset_of(preset) | parse_settings(settings or [])
     values |= {"epochs": epochs} if epochs is not None else {}
+    values |= {"repeats": repeats} if repeats is not None else {}
+    values |= {"cold_items": cold_items} if cold_items is not None else {}
     values |= {"precision": "bfloat16"} if mixed_precision else {}
     run = fit(Config.from_dict(values), data, out_, resume=resume, overwrite=overwrite)
     best = run.metrics
@@ -70,17 +85,35 @@ def evaluate(
     baselines_only: Annotated[
         bool, typer.Option("--baselines-only", help="The baselines on a prepared folder.")
     ] = False,
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            help="`exclude` leaves the items of the history out of the ranking, `allow` does not; as the run was trained when left "
+            "out, with --baselines-only exclude."
+        ),
+    ] = None,
+    cold_items: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the catalogue to rank as new items: that which the run was trained with, or any with --baselines-only."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared folder of the run, where it has moved.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
     ] = None,
 ) -> None:
     """Rank the whole catalogue for every user; print the model beside popularity, bigram and item-KNN."""
+    from tfrec.data.cold_items import ColdItems
     from tfrec.data.prepared import PreparedData
+    from tfrec.evaluation.cold import evaluate_cold_items
     from tfrec.evaluation.ranking import evaluate as evaluate_data
 
     if baselines_only:
-        result = evaluate_data(PreparedData.open(run), split)
+        prepared = PreparedData.open(run)
+        result = evaluate_data(prepared, split, repeats=repeats or "exclude")
+        if cold_items:
+            result["cold_items"] = evaluate_cold_items(ColdItems(prepared, cold_items), split)
     else:
         from tfrec.training.run import Run
 
@@ -89,7 +122,17 @@ def evaluate(
             raise ValueError(
                 f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
             )
-        result = evaluate_data(trained.data(data), split, trained.model)
+        config = trained.config
+        held_out = config.cold_items if config else 0.0
+        if cold_items not in (None, held_out):
+            raise ValueError(
+                f"`{run}` was trained with --cold-items {held_out:g}: new items are those that a training has not seen. Train it "
+                f"with --cold-items {cold_items:g}."
+            )
+        result = evaluate_data(trained.data(data), split, trained.model, repeats=repeats or trained.repeats)
+        if config and held_out:
+            cold = trained.cold_items(data)
+            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, config.new_item_boost)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

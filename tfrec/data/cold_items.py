@@ -63,7 +63,6 @@ class ColdItems:
             offsets=self._known_before[data.offsets],
             items=items,
             features=data.features | {"items": [fit_again(f, items) for f in data.features.get("items", [])]},
-            folder=None,
         )
 
     @cached_property

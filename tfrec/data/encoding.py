@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,11 +68,14 @@ class FeatureEncoder(tf.Module):
 
 
 def input_spec(feature: Feature, *shape: int | None) -> tf.TensorSpec:
-    """The raw column of a feature as a named input; `shape` is that of its rows, `(None,)` by default."""
+    """The raw column of a feature as a named input; `shape` is that of its rows, `(None,)` by default.
+
+    What a name of an input cannot hold, such as a blank, is an underscore.
+    """
     rows = shape or (None,)
     inner = {"multi": (None,), "vector": (feature.width,)}.get(feature.kind, ())
     dtype = tf.string if feature.kind in ("category", "multi", "text") else tf.float32
-    return tf.TensorSpec((*rows, *inner), dtype, feature.name)
+    return tf.TensorSpec((*rows, *inner), dtype, re.sub(r"\W", "_", feature.name))
 
 
 def encode_table(features: Sequence[Feature], table: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, int]]:

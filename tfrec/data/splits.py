@@ -10,8 +10,27 @@ from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 MIN_EVENTS = 3
 """Events a user needs to be evaluated: one of history, the validation target, the test target."""
 
+REPEATS = ("exclude", "allow")
+"""Whether the items of a user's history may be recommended to the user again."""
+
 HELD_OUT = {"validation": 2, "test": 1}
 """How many of a user's last events are not yet in the history when the target of a split is ranked."""
+
+
+def keeps_seen(repeats: str) -> bool:
+    """Whether a ranking keeps the items of the history.
+
+    >>> keeps_seen("allow"), keeps_seen("exclude")
+    (True, False)
+
+    Args:
+        repeats: str, one of `REPEATS`.
+    Raises:
+        ValueError: it is another value; the message gives it.
+    """
+    if repeats not in REPEATS:
+        raise ValueError(f"`repeats` must be one of {', '.join(REPEATS)}. Received: {repeats!r}.")
+    return repeats == "allow"
 
 
 class LeaveLastOut:
@@ -105,6 +124,6 @@ class LeaveLastOut:
         return PreparedData(data.vocabulary, data.item_index[event], data.seconds(event), offsets, items=data.items)
 
     def num_repeats(self, split: str) -> int:
-        """How many targets their user had before: seen items are removed from a ranking, so these are always misses."""
+        """How many targets their user had before: misses, whatever the model, in a ranking that leaves seen items out."""
         item_index, targets = self.data.item_index, self.targets(split)
         return sum(t in item_index[start:end] for t, start, end in zip(targets, *self.histories(split), strict=True))

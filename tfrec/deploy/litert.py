@@ -6,7 +6,8 @@ items      int32 [1, k]            item indexes of the recommendations, best fir
 scores     float32 [1, k]          the lowest float32 where no item is left
 
 Only built-in ops, no Flex delegate. Strings need Flex, so ids stay outside: beside `NAME.tflite` lie `vocabulary.json` and
-`NAME.json`, which says how to call the file. Format 1; before tfrec 0.2 there was no `NAME.json`.
+`NAME.json`, which says how to call the file. Format 1; before tfrec 0.2 there was no `NAME.json`. One without `repeats` excludes
+them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tfrec.data.vocabulary import PAD_INDEX
 from tfrec.files import write_whole
 from tfrec.index.answers import Answers, to_seconds
 from tfrec.index.building import build_index
+from tfrec.models.new_items import as_table
 from tfrec.training.run import Run
 from tfrec.version import __version__
 
@@ -59,14 +61,15 @@ class EdgeModel(tf.Module):
         run: the run.
         k: int, items to recommend.
         index: `"exact"` or `"partitioned"`. Default: `"exact"`.
+        repeats: `"exclude"` or `"allow"`; see `Answers`. Default: `"exclude"`.
     """
 
-    def __init__(self, run: Run, k: int, index: str = "exact") -> None:
+    def __init__(self, run: Run, k: int, index: str = "exact", repeats: str = "exclude") -> None:
         super().__init__(name="tfrec_edge")
-        tower = run.model.sequence_tower
-        built = build_index(index, np.asarray(run.model.item_tower.catalogue()))
+        model, tower = as_table(run.model), run.model.sequence_tower
+        built = build_index(index, np.asarray(model.item_tower.catalogue()))
         self._k, self._max_length, self._reads_times = min(k, built.num_items), tower.max_length, tower.reads_times
-        self._answers = Answers(run.model, run.items["num_events"], built, for_edge=True)
+        self._answers = Answers(model, run.items["num_events"], built, for_edge=True, repeats=repeats)
 
     @property
     def function(self):
@@ -78,11 +81,18 @@ class EdgeModel(tf.Module):
         return tf.function(self._recommend, inputs).get_concrete_function()
 
     def _recommend(self, history, *times):
-        items, scores = self._answers.rank(history, times, tf.zeros((1, 0), tf.int32), None, self._k)
+        items, scores = self._answers.rank(history, times, None, None, self._k)
         return {"items": items, "scores": scores}
 
 
-def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 10, index: str = "exact") -> LiteReport:
+def to_litert(
+    run: Run | str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    k: int = 10,
+    index: str = "exact",
+    repeats: str | None = None,
+) -> LiteReport:
     """Convert a run to a `.tflite` file, with its vocabulary beside it, and compare it with Keras.
 
     >>> report = to_litert("run", "lite/model.tflite")  # doctest: +SKIP
@@ -92,9 +102,11 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
         out: the `.tflite` file to write.
         k: int, items that it recommends, at most the catalogue. Default: 10.
         index: `"exact"` or `"partitioned"`. Default: `"exact"`.
+        repeats: str, `"exclude"` leaves out the items of the history, `"allow"` does not. Default: as the run was trained,
+            `Run.repeats`.
     Raises:
-        ValueError: LiteRT does not run an index of this kind, `k` is below 1, or `out` has another ending or the name of the
-            vocabulary.
+        ValueError: LiteRT does not run an index of this kind, `repeats` is another value, `k` is below 1, or `out` has another
+            ending or the name of the vocabulary.
     """
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: k={k}.")
@@ -104,7 +116,8 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
         raise ValueError(f"LiteRT runs an exact or a partitioned index. Received: index={index!r}.")
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
-    edge = EdgeModel(run, k, index)
+    repeats = run.repeats if repeats is None else repeats
+    edge = EdgeModel(run, k, index, repeats)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the converter announces its own move to another package
         converter = tf.lite.TFLiteConverter.from_concrete_functions([edge.function], edge)
@@ -112,7 +125,7 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, lambda path: path.write_bytes(content))
     run.vocabulary.save(out.parent)
-    report = _compare(run, out, k, len(content))
+    report = _compare(run, out, k, repeats, len(content))
     details = load(out).get_signature_runner()
     about = {
         "format_version": FORMAT,
@@ -120,6 +133,7 @@ def to_litert(run: Run | str | os.PathLike, out: str | os.PathLike, *, k: int = 
         "inputs": _describe(details.get_input_details()),
         "outputs": _describe(details.get_output_details()),
         "index": index,
+        "repeats": repeats,
         "num_items": len(run.vocabulary),
         "parity": {
             "num_histories": report.num_histories,
@@ -139,7 +153,7 @@ def _describe(details: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compare(run: Run, path: Path, k: int, size_bytes: int) -> LiteReport:
+def _compare(run: Run, path: Path, k: int, repeats: str, size_bytes: int) -> LiteReport:
     """Run a converted file beside Keras on test histories of the run's sample."""
     sample, max_length = run.sample, run.model.sequence_tower.max_length
     starts, ends = (array[:PARITY_HISTORIES] for array in LeaveLastOut(sample).histories("test"))
@@ -148,7 +162,7 @@ def _compare(run: Run, path: Path, k: int, size_bytes: int) -> LiteReport:
     requests = sample.timestamp[ends]
     if not len(histories):
         return LiteReport(path, size_bytes, float("nan"), float("nan"), 0)
-    answers = Answers(run.model, run.items["num_events"])
+    answers = Answers(run.model, run.items["num_events"], repeats=repeats)
     items, scores = answers.recommend(histories, k, timestamps=times, request_times=requests)
     interpreter = load(path)
     found = [run_edge(interpreter, *given) for given in zip(histories, times, requests, strict=True)]

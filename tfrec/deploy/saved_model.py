@@ -5,7 +5,7 @@ EXPORT/<version>/tfrec_manifest.json            signatures, ops needed, index, w
 EXPORT/<version>/assets.extra/                  the warm-up file; items.parquet, for people; items added since training
 
 Format 2 of the manifest. Format 1 had no `format_version`; its `data` and `config` always had a value. A manifest without
-`max_k` has no limit.
+`max_k` has no limit, one without `repeats` excludes them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import tensorflow as tf
 
+from tfrec.data.encoding import encode_table, input_spec
+from tfrec.data.features import Feature
 from tfrec.data.prepared import ITEMS
 from tfrec.data.splits import LeaveLastOut
-from tfrec.deploy.catalogue import change_catalogue
+from tfrec.deploy.catalogue import change_catalogue, row_of_new_items
 from tfrec.deploy.check import WARMUP, check
-from tfrec.deploy.serving_model import build_serving_model
+from tfrec.deploy.serving_model import NewItems, build_serving_model
 from tfrec.deploy.warmup import write_warmup
 from tfrec.evaluation.ranking import embed_histories
 from tfrec.files import scratch
 from tfrec.formats import check_format
 from tfrec.index import recall as measure_recall
+from tfrec.models.item_tower import ItemTower
 from tfrec.training.run import Run
 from tfrec.version import __version__
 
@@ -53,6 +57,7 @@ def export(
     recall: float = 0.99,
     filters: Sequence[str] = (),
     max_k: int | None = MAX_K,
+    repeats: str | None = None,
     add_items: pa.Table | None = None,
     remove_items: Sequence[str] = (),
     after: Path | None = None,
@@ -72,6 +77,9 @@ def export(
         storage, recall: see `build_index`.
         filters: columns of the run's items that `recommend_filtered` filters by; see `ItemFilter`. Default: none.
         max_k: int, items that a request gets at most: a larger `k` is read as this. None: no limit. Default: 1,000.
+        repeats: str, `"exclude"`: no signature recommends an item of the history. `"allow"`: those that recommend may return such
+            items, and a further signature `recommend_new`, with the inputs of `recommend`, leaves them out. Default: as the run
+            was trained, `Run.repeats`.
         add_items, remove_items: see `change_catalogue`.
         after: the version folder that this one changes, which must be the newest still. Default: none.
     Returns:
@@ -83,7 +91,7 @@ def export(
     out = Path(out)
     aside = scratch(out / "version")
     try:
-        _write(run, aside, index, k, storage, recall, filters, max_k, add_items, remove_items)
+        _write(run, aside, index, k, storage, recall, filters, max_k, repeats, add_items, remove_items)
         gc.collect()  # a large catalogue need not be held twice to be checked
         pa.default_memory_pool().release_unused()
         check(aside)
@@ -118,6 +126,7 @@ def _write(
     recall: float,
     filters: Sequence[str],
     max_k: int | None,
+    repeats: str | None,
     add_items: pa.Table | None,
     remove_items: Sequence[str],
 ) -> None:
@@ -125,12 +134,26 @@ def _write(
     run = run if isinstance(run, Run) else Run.open(run)
     split = LeaveLastOut(run.sample)
     tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
+    tower, features = run.model.item_tower, run.features.get("items", [])
+    new_items = None
+    if isinstance(tower, ItemTower) and tower.content is not None:
+        new_items = NewItems(tower, features, row_of_new_items(run))
+    unknown = {} if add_items is None or new_items is None else encode_table(features, add_items)[1]
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
     queries = tuning if len(tuning) else None
     serving = build_serving_model(
-        run, index, k, storage=storage, recall=recall, queries=queries, filters=filters, max_k=max_k
+        run,
+        index,
+        k,
+        storage=storage,
+        recall=recall,
+        queries=queries,
+        filters=filters,
+        max_k=max_k,
+        repeats=repeats,
+        new_items=new_items,
     )
-    built = serving.answers.index
+    built, repeats = serving.answers.index, serving.answers.repeats
     options = tf.saved_model.SaveOptions(
         namespace_whitelist=list(built.custom_ops),
         experimental_custom_gradients=False,  # nobody trains an export, and a process keeps every model that has some
@@ -141,7 +164,7 @@ def _write(
     pyarrow.parquet.write_table(pa.table(run.items), folder / "assets.extra" / ITEMS)
     if add_items is not None:
         pyarrow.parquet.write_table(add_items, folder / "assets.extra" / ADDED)
-    write_warmup(folder / WARMUP, run, k, filters)
+    write_warmup(folder / WARMUP, run, k, filters, repeats)
     manifest = {
         "format_version": FORMAT,
         "tfrec_version": __version__,
@@ -160,8 +183,11 @@ def _write(
         "filters": list(filters),
         "k": k,
         "max_k": max_k,
+        "repeats": repeats,
         "num_items": len(run.vocabulary),
         "num_added_items": 0 if add_items is None else len(add_items),
+        "unknown_values": unknown,
+        "item_features": [] if new_items is None else [describe_feature(feature) for feature in features],
         "removed_items": list(remove_items),
         "max_length": run.model.sequence_tower.max_length,
         "run": str(run.folder.resolve()),
@@ -220,6 +246,7 @@ def refresh(
         recall=manifest["index"]["recall_asked"],
         filters=manifest["filters"],
         max_k=manifest.get("max_k"),
+        repeats=manifest.get("repeats", "exclude"),
         add_items=table,
         remove_items=[*manifest["removed_items"], *sorted(gone)],
         after=newest,
@@ -232,6 +259,12 @@ def describe_signature(function) -> dict[str, dict[str, list]]:
     describe = lambda specs: {name: [spec.dtype.name, spec.shape.as_list()] for name, spec in sorted(specs.items())}  # noqa: E731
     inputs = {spec.name: spec for spec in concrete.structured_input_signature[0] if isinstance(spec, tf.TensorSpec)}
     return {"inputs": describe(inputs), "outputs": describe(concrete.structured_outputs)}
+
+
+def describe_feature(feature: Feature) -> dict[str, Any]:
+    """What a client needs to know of a feature: its column, its input, its kind and its values."""
+    about = {"column": feature.name, "input": input_spec(feature).name, "kind": feature.kind}
+    return about | ({"values": list(feature.values)} if feature.values else {})
 
 
 def latest_version(folder: str | os.PathLike) -> Path:

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrec.data.encoding import FeatureEncoder, input_spec
+from tfrec.data.features import Feature
+from tfrec.data.splits import keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
 from tfrec.index.answers import Answers
 from tfrec.index.building import build_index
 from tfrec.index.filters import build_filter
+from tfrec.models.item_tower import ItemTower
+from tfrec.models.new_items import as_table
 from tfrec.training.run import Run
 
 
@@ -32,8 +37,41 @@ DTYPES = {spec.name: spec.dtype for spec in (K, *TIMES)}
 """Dtypes of the inputs that are no strings."""
 
 
+class NewItems(tf.Module):
+    """Embeds items that the catalogue lacks by what they are.
+
+    Args:
+        tower: `ItemTower` with content.
+        features: `Feature`s that it reads.
+        row: float32 array `(width,)`; see `new_item_row`.
+    Raises:
+        ValueError: two features would have the same input.
+    """
+
+    def __init__(self, tower: ItemTower, features: Sequence[Feature], row: np.ndarray) -> None:
+        super().__init__(name="new_items")
+        self.row = tf.constant(row)
+        self.encoder = FeatureEncoder(features)
+        self._tower = lambda: tower  # behind a function, or its id table would be saved
+        self._variables = [v.value for layer in (tower.content, *tower.mlp) for v in layer.variables]
+        inputs = [input_spec(feature) for feature in features]
+        names = [spec.name for spec in inputs]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"Two item features would be the input {min(twice)!r} of a served model: rename a column.")
+        self.embed = tf.function(self._embed, inputs)
+
+    def _embed(self, *columns):
+        given = zip(self.encoder.features, columns, strict=True)
+        encoded = self.encoder({feature.name: column for feature, column in given})
+        tower = self._tower()
+        return {"embedding": tower.as_candidates(tower.of_content(encoded, self.row))}
+
+
 class ServingModel(tf.Module):
-    """The served model as six signatures, a seventh with a filter: `Answers` behind a vocabulary.
+    """The served model as six signatures: `Answers` behind a vocabulary.
+
+    A filter adds `recommend_filtered`, item features `embed_new_items`. Where repeats are allowed, `recommend_new` leaves out the
+    items of the history.
 
     An id that the vocabulary lacks is unknown. A model that reads times takes `timestamps` and `request_time` wherever it takes
     `history`. `serving_default` and `recommend` differ in their inputs alone.
@@ -43,11 +81,19 @@ class ServingModel(tf.Module):
         vocabulary: `Vocabulary`, the catalogue.
         k: int, items that `serving_default` recommends. Default: 10.
         max_k: int, items that any request gets at most: a larger `k` is read as this. Default: no limit.
+        new_items: `NewItems`, what embeds new items. Default: nothing does.
     """
 
-    def __init__(self, answers: Answers, vocabulary: Vocabulary, k: int = 10, max_k: int | None = None) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        vocabulary: Vocabulary,
+        k: int = 10,
+        max_k: int | None = None,
+        new_items: NewItems | None = None,
+    ) -> None:
         super().__init__(name="tfrec")
-        self.answers, self.k = answers, k
+        self.answers, self.k, self.new_items = answers, k, new_items
         self.max_k = tf.int32.max if max_k is None else max_k
         self._item_ids = tf.Variable(vocabulary.item_ids, dtype=tf.string, trainable=False, name="item_ids")
         keys = tf.constant(["", *vocabulary.item_ids])
@@ -57,6 +103,8 @@ class ServingModel(tf.Module):
         times = TIMES if answers.model().sequence_tower.reads_times else ()
         self.serving_default = tf.function(self._serving_default, [HISTORY, *times])
         self.recommend = tf.function(self._recommend, [HISTORY, *times, EXCLUDE, K])
+        if keeps_seen(answers.repeats):
+            self.recommend_new = tf.function(self._recommend_new, [HISTORY, *times, EXCLUDE, K])
         if answers.filter:
             filtered = [HISTORY, *times, EXCLUDE, K, ALLOW, DENY]
             self.recommend_filtered = tf.function(self._recommend_filtered, filtered)
@@ -69,36 +117,38 @@ class ServingModel(tf.Module):
     @property
     def signatures(self) -> dict[str, Any]:
         """The functions to save, by signature name."""
+        new = ("recommend_new",) if keeps_seen(self.answers.repeats) else ()
         filtered = ("recommend_filtered",) if self.answers.filter else ()
-        names = ("serving_default", "recommend", *filtered, "similar_items", "score", "embed_history", "embed_items")
-        return {name: getattr(self, name) for name in names}
+        plain = ("serving_default", "recommend")
+        names = (*plain, *new, *filtered, "similar_items", "score", "embed_history", "embed_items")
+        found = {name: getattr(self, name) for name in names}
+        return found | ({} if self.new_items is None else {"embed_new_items": self.new_items.embed})
 
     def _release(self) -> None:
         """Free the resources that no garbage collection frees, in the process that built the model and in one that loaded it."""
-        for handle in [self._item_index.resource_handle, *self.answers.index.handles()]:
+        of_features = [] if self.new_items is None else self.new_items.encoder.handles()
+        for handle in [self._item_index.resource_handle, *self.answers.index.handles(), *of_features]:
             tf.raw_ops.DestroyResourceOp(resource=handle)
 
     def _serving_default(self, history, *times):
         number = tf.shape(history)[0]
-        exclude = tf.zeros((number, 0), tf.int32)
-        return self._named(
-            *self.answers.rank(self._indexes(history), times, exclude, tf.fill((number,), self.k), self.k)
-        )
+        return self._named(*self.answers.rank(self._indexes(history), times, None, tf.fill((number,), self.k), self.k))
 
     def _recommend(self, history, *others):
         return self._recommend_within(history, others)
 
-    def _recommend_within(self, history, others, filters=()):
+    def _recommend_new(self, history, *others):
+        return self._recommend_within(history, others, repeats="exclude")
+
+    def _recommend_within(self, history, others, **how):
         *times, exclude, k = others
         k = tf.minimum(k, self.max_k)  # not refused: a batch holds requests of others
         width = tf.reduce_max(tf.concat([k, [0]], 0))
-        return self._named(
-            *self.answers.rank(self._indexes(history), times, self._indexes(exclude), k, width, *filters)
-        )
+        return self._named(*self.answers.rank(self._indexes(history), times, self._indexes(exclude), k, width, **how))
 
     def _recommend_filtered(self, history, *others):
         *plain, allow, deny = others
-        return self._recommend_within(history, plain, (allow, deny))
+        return self._recommend_within(history, plain, allow=allow, deny=deny)
 
     def _similar_items(self, item_ids, k):
         return self._named(*self.answers.similar(self._indexes(item_ids), tf.minimum(k, self.max_k)))
@@ -133,6 +183,8 @@ def build_serving_model(
     queries: np.ndarray | None = None,
     filters: Sequence[str] = (),
     max_k: int | None = None,
+    repeats: str | None = None,
+    new_items: NewItems | None = None,
 ) -> ServingModel:
     """Build the served model of a run, in memory.
 
@@ -143,14 +195,18 @@ def build_serving_model(
         index, storage, recall, queries: see `build_index`.
         k: int, items that `serving_default` recommends. Default: 10.
         filters: columns of the run's items that `recommend_filtered` filters by. Default: none.
-        max_k: see `ServingModel`.
+        max_k, new_items: see `ServingModel`.
+        repeats: str, `"exclude"` or `"allow"`; see `Answers`. Default: `Run.repeats`.
     """
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Received: {k}.")
     if max_k is not None and max_k < k:
         raise ValueError(f"`max_k` must be at least `k`. Received: k={k}, max_k={max_k}.")
-    catalogue = tf.function(run.model.item_tower.catalogue, jit_compile=True)  # without a table of squares beside it
+    model = as_table(run.model)
+    catalogue = tf.function(model.item_tower.catalogue, jit_compile=True)  # without a table of squares beside it
     needed = k + run.length_quantiles["50%"]
     built = build_index(index, catalogue(), storage=storage, queries=queries, recall=recall, k=needed)
     item_filter = build_filter(filters, run.items)
-    return ServingModel(Answers(run.model, run.items["num_events"], built, item_filter), run.vocabulary, k, max_k)
+    choice = run.repeats if repeats is None else repeats
+    answers = Answers(model, run.items["num_events"], built, item_filter, repeats=choice)
+    return ServingModel(answers, run.vocabulary, k, max_k, new_items)

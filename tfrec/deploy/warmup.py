@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfrec.data.splits import keeps_seen
 from tfrec.deploy.serving_model import DTYPES
 from tfrec.training.run import Run
 
 WARMUP_REQUESTS = 4
 
 
-def write_warmup(path: Path, run: Run, k: int, filters: Sequence[str]) -> None:
+def write_warmup(path: Path, run: Run, k: int, filters: Sequence[str], repeats: str) -> None:
     """Write the requests that TensorFlow Serving replays when it loads a model.
 
     Each signature is asked with histories of one item up to the length of the run's longest.
@@ -24,6 +25,7 @@ def write_warmup(path: Path, run: Run, k: int, filters: Sequence[str]) -> None:
         run: the run.
         k: int, items asked for.
         filters: names of the attributes that requests can filter by.
+        repeats: str, the choice of the export, which decides about `recommend_new`.
     """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
@@ -45,6 +47,8 @@ def write_warmup(path: Path, run: Run, k: int, filters: Sequence[str]) -> None:
                 "embed_history": query,
                 "embed_items": {"item_ids": item},
             }
+            if keeps_seen(repeats):
+                requests["recommend_new"] = requests["recommend"]
             if filters:
                 requests["recommend_filtered"] = requests["recommend"] | {"allow": [[""]], "deny": [[""]]}
             for signature, inputs in requests.items():

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfrec.data.cold_items import ColdItems
 from tfrec.data.encoding import encode_table
-from tfrec.data.features import Feature
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Popularity
 from tfrec.evaluation.content_knn import ContentKNN
-from tfrec.evaluation.ranking import Scorer, embed, rank
-from tfrec.models.new_items import content_vectors, vectors_of
+from tfrec.evaluation.ranking import Scorer, embed, embed_histories, rank
+from tfrec.models.item_tower import ItemTower
+from tfrec.models.new_items import content_vectors, new_item_row, vectors_of
 from tfrec.models.two_tower import TwoTower
 
 
@@ -28,7 +28,7 @@ class Targets(NamedTuple):
 
 
 def evaluate_cold_items(
-    cold: ColdItems, features: Sequence[Feature], part: str = "test", model: TwoTower | None = None
+    cold: ColdItems, part: str = "test", model: TwoTower | None = None, boost: float = 0.0
 ) -> dict[str, Any]:
     """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
 
@@ -37,15 +37,20 @@ def evaluate_cold_items(
 
     Args:
         cold: `ColdItems`.
-        features: the item features that the model was trained with, fitted without the held-out items.
         part: `"test"` or `"validation"`, for the warm targets. Default: `"test"`.
-        model: `TwoTower` with item content, trained on `cold.known`. Default: the baselines alone.
+        model: `TwoTower` that was trained on `cold.known`, with content of its item features; a model without content knows nothing
+            of new items, and scores them 0. Default: the baselines alone.
+        boost: float, see `new_item_row`. Default: 0.
     Returns:
         `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
         "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `ranking_metrics`.
     Raises:
-        ValueError: no user has a cold target.
+        ValueError: the data has no item features, or no user has a cold target.
     """
+    if not cold.data.features.get("items"):
+        raise ValueError(
+            "New items are ranked by their features, and the data has none: prepare it with `--items FILE`."
+        )
     split, known = LeaveLastOut(cold.known), cold.known
     groups = {
         "warm": Targets(*split.histories(part), split.targets(part) - FIRST_ITEM_INDEX),
@@ -53,10 +58,10 @@ def evaluate_cold_items(
     }
     if not len(groups["cold"].items):
         raise ValueError("No user has an event of a held-out item after one of a known item: raise the share.")
-    encoded, _ = encode_table(features, cold.catalogue)
-    contenders: dict[str, Callable[[Targets], Scorer]] = (
-        {} if model is None else {"model": _model(cold, model, encoded)}
-    )
+    encoded, _ = encode_table(known.features["items"], cold.catalogue)
+    contenders: dict[str, Callable[[Targets], Scorer]] = {}
+    if model is not None:
+        contenders["model"] = _model(cold, model, encoded, boost)
     contenders |= {
         "content-knn": _content_knn(cold, encoded),
         "popularity in category": _popular_in_category(cold, encoded, split),
@@ -79,9 +84,14 @@ def evaluate_cold_items(
     return result | counts | {"num_cold_items": int(cold.is_cold.sum()), "split": part}
 
 
-def _model(cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray]) -> Callable[[Targets], Scorer]:
+def _model(
+    cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray], boost: float
+) -> Callable[[Targets], Scorer]:
     tower, known = model.item_tower, cold.known
-    new = content_vectors(tower, {name: values[known.num_items :] for name, values in encoded.items()})
+    new = np.zeros((len(cold.items), tower.width), np.float32)
+    if isinstance(tower, ItemTower) and tower.content is not None:
+        row = new_item_row(tower, embed_histories(model, LeaveLastOut(known), "validation"), boost)
+        new = content_vectors(tower, {name: values[known.num_items :] for name, values in encoded.items()}, row)
     rows = np.concatenate([vectors_of(tower)[FIRST_ITEM_INDEX:], new])
     items = np.asarray(tower.as_candidates(rows)).T
 

@@ -20,7 +20,9 @@ def gains(num_items: int) -> dict[str, np.ndarray]:
     )
 
 
-def ranking_metrics(num_above: np.ndarray, num_tied: np.ndarray, num_items: int) -> dict[str, float]:
+def ranking_metrics(
+    num_above: np.ndarray, num_tied: np.ndarray, num_items: int, is_repeat: np.ndarray | None = None
+) -> dict[str, float]:
     """The mean of each metric over users.
 
     Ties: a target gets the mean of the metric over its possible ranks. Denominator: all users. A miss earns 0.
@@ -36,10 +38,15 @@ def ranking_metrics(num_above: np.ndarray, num_tied: np.ndarray, num_items: int)
         num_tied: int array, shape `(num_users,)`, items with the score of the target, itself included; 0 marks a target that is
             left out of the ranking, a miss.
         num_items: int, size of the catalogue.
+        is_repeat: bool array, shape `(num_users,)`, whether the target stands in its own history. `repeat_share@10` is then the
+            share of such targets among the hits of `hr@10`, 0 where nothing hit. Default: not asked.
     """
     result = {}
     for name, gain in gains(num_items).items():
         total = np.concatenate([[0], np.cumsum(gain)])
         earned = total[num_above + num_tied] - total[num_above]
-        result[name] = float(np.mean(earned / np.maximum(num_tied, 1))) if len(num_above) else float("nan")
-    return result
+        earned /= np.maximum(num_tied, 1)
+        result[name] = float(np.mean(earned)) if len(num_above) else float("nan")
+        if name == "hr@10" and is_repeat is not None:
+            share = float(earned[is_repeat].sum() / max(earned.sum(), 1e-12))
+    return result if is_repeat is None else result | {"repeat_share@10": share}

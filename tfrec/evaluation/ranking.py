@@ -1,8 +1,8 @@
 """Full-catalogue rankings of held-out targets.
 
-The whole catalogue is ranked, without sampled negatives. The items of the user's history are left out of the ranking. All users
-with at least three events count. A target that ties with other items gets the mean of the metric over its possible ranks. A
-target that stands in its own history is left out with it and counts as a miss.
+The whole catalogue is ranked, without sampled negatives. All users with at least three events count. A target that ties with
+other items gets the mean of the metric over its possible ranks. `repeats` decides about the items of the user's history.
+`"exclude"`: they are left out of the ranking, and a target among them counts as a miss. `"allow"`: they are ranked like others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from tfrec.data.batches import PackedBatches
 from tfrec.data.prepared import PreparedData
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import LeaveLastOut, keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Bigram, ItemKNN, Popularity
 from tfrec.evaluation.metrics import ranking_metrics
@@ -27,10 +27,10 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 """`scorer(rows) -> scores`: int64 `(b,)`, rows among the evaluated users, to float `(b, num_items)`, a new array."""
 
 
-def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str) -> dict[str, float]:
-    """Rank every target of `part` (`"validation"` or `"test"`) among all items that its user has not seen."""
+def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str, repeats: str = "exclude") -> dict[str, float]:
+    """Rank every target of `part` (`"validation"` or `"test"`); see `rank`."""
     targets = split.targets(part) - FIRST_ITEM_INDEX
-    return rank(scorer, split.data.item_index, *split.histories(part), targets, split.data.num_items, part)
+    return rank(scorer, split.data.item_index, *split.histories(part), targets, split.data.num_items, part, repeats)
 
 
 def rank(
@@ -41,22 +41,38 @@ def rank(
     targets: np.ndarray,
     num_items: int,
     name: str,
+    repeats: str = "exclude",
 ) -> dict[str, float]:
-    """Rank targets, int `(b,)`, items from 0, among all items that are not in their history `item_index[start:end]`.
+    """Rank targets among all items, or among those that their user has not seen.
 
-    `name` is what the progress bar shows.
+    Args:
+        scorer: see `Scorer`.
+        item_index: int array, shape `(events,)`, item indexes.
+        starts, ends: int arrays, shape `(b,)`, the events of `item_index` that are the history of each target.
+        targets: int array, shape `(b,)`, items numbered from 0.
+        num_items: int, items that a scorer scores.
+        name: str, for the progress bar.
+        repeats: str, `"exclude"` or `"allow"`; see above. Default: `"exclude"`.
+    Returns:
+        The metrics of `ranking_metrics` by name; with `"allow"` also `repeat_share@10`.
     """
+    is_kept = keeps_seen(repeats)
     num_above, num_tied = np.zeros((2, len(targets)), np.int64)
+    is_repeat = np.zeros(len(targets), bool)
     chunk = max(1, CHUNK_BYTES // (4 * num_items))
     for first in track(range(0, len(targets), chunk), f"Ranking {name}"):
         rows = np.arange(first, min(first + chunk, len(targets)))
         scores = scorer(rows)
         seen = np.concatenate([item_index[starts[r] : ends[r]] for r in rows]) - FIRST_ITEM_INDEX
-        scores[np.repeat(rows - first, ends[rows] - starts[rows]), seen] = -np.inf
+        row_of_seen = np.repeat(rows - first, ends[rows] - starts[rows])
+        if is_kept:
+            is_repeat[rows] = np.bincount(row_of_seen, seen == targets[rows][row_of_seen], len(rows)) > 0
+        else:
+            scores[row_of_seen, seen] = -np.inf
         own = scores[rows - first, targets[rows]][:, None]
         num_above[rows] = (scores > own).sum(axis=1)
         num_tied[rows] = np.where(np.isneginf(own[:, 0]), 0, (scores == own).sum(axis=1))
-    return ranking_metrics(num_above, num_tied, num_items)
+    return ranking_metrics(num_above, num_tied, num_items, is_repeat if is_kept else None)
 
 
 def embed(
@@ -114,12 +130,12 @@ def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:
     return lambda rows: queries[rows] @ items
 
 
-def evaluate_model(model: TwoTower, split: LeaveLastOut, part: str) -> dict[str, float]:
-    """Rank the targets of `part` by a model: `hr@k`, `ndcg@k` and `mrr` by name."""
-    return rank_targets(model_scorer(model, split, part), split, part)
+def evaluate_model(model: TwoTower, split: LeaveLastOut, part: str, repeats: str = "exclude") -> dict[str, float]:
+    """Rank the targets of `part` by a model; see `rank_targets`."""
+    return rank_targets(model_scorer(model, split, part), split, part, repeats)
 
 
-def evaluate_baselines(split: LeaveLastOut, part: str) -> dict[str, dict[str, float]]:
+def evaluate_baselines(split: LeaveLastOut, part: str, repeats: str = "exclude") -> dict[str, dict[str, float]]:
     """Rank the targets of `part` by popularity, the bigram table and item-KNN, which learn from the training part."""
     item_index, offsets = split.train_part()
     popularity = Popularity(item_index, split.data.num_items)
@@ -133,13 +149,15 @@ def evaluate_baselines(split: LeaveLastOut, part: str) -> dict[str, dict[str, fl
         return knn.scores(np.concatenate(histories), np.cumsum([0, *map(len, histories)]))
 
     return {
-        "popularity": rank_targets(lambda rows: popularity.scores(len(rows)), split, part),
-        "bigram": rank_targets(lambda rows: bigram.scores(last[rows]), split, part),
-        "item-knn": rank_targets(knn_scores, split, part),
+        "popularity": rank_targets(lambda rows: popularity.scores(len(rows)), split, part, repeats),
+        "bigram": rank_targets(lambda rows: bigram.scores(last[rows]), split, part, repeats),
+        "item-knn": rank_targets(knn_scores, split, part, repeats),
     }
 
 
-def evaluate(data: PreparedData, part: str = "test", model: TwoTower | None = None) -> dict:
+def evaluate(
+    data: PreparedData, part: str = "test", model: TwoTower | None = None, *, repeats: str = "exclude"
+) -> dict:
     """Rank the held-out targets by a model and by the baselines; the figures of `tfrec evaluate`.
 
     >>> data = PreparedData.from_histories([["a", "b", "c"], ["b", "c", "a"]])
@@ -150,19 +168,22 @@ def evaluate(data: PreparedData, part: str = "test", model: TwoTower | None = No
         data: `PreparedData`, whose leave-last-out split is evaluated.
         part: `"test"` or `"validation"`. Default: `"test"`.
         model: `TwoTower`, trained. Default: the baselines alone.
+        repeats: str, `"exclude"` leaves the items of the history out of the ranking, `"allow"` ranks them too; `Run.repeats` is
+            the choice that a run was trained with. Default: `"exclude"`.
     Returns:
         `{"model": metrics, "popularity": metrics, "bigram": metrics, "num_users": int, ...}`, where metrics are
-        `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`.
+        `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`. With `repeats="allow"` also `repeat_share@10`, the share of the hits of
+        `hr@10` whose target stands in its own history; `num_repeat_targets` counts such targets.
     Raises:
-        ValueError: no user has the three events that it takes.
+        ValueError: no user has the three events that it takes, or `repeats` is another value.
     """
     split = LeaveLastOut(data)
     if not len(split.users):
         raise ValueError("No user has 3 events (one of history, a validation and a test target): nothing to evaluate.")
-    result = {} if model is None else {"model": evaluate_model(model, split, part)}
+    result = {} if model is None else {"model": evaluate_model(model, split, part, repeats)}
     counts = {
         "num_users": len(split.users),
         "num_short_users": split.num_short,
         "num_repeat_targets": split.num_repeats(part),
     }
-    return result | evaluate_baselines(split, part) | {"split": part} | counts
+    return result | evaluate_baselines(split, part, repeats) | {"split": part, "repeats": repeats} | counts

@@ -1,8 +1,8 @@
 """The rules of an answer, on item indexes: for the SavedModel, for LiteRT and for Python alike.
 
-Padding and unknown items are dropped before attention. The items of the history and of `exclude` are not recommended. A history
-without a known item gets the popular items, scored by their share of the events. An answer has `k` items while the catalogue has
-them; the rest of its row is `PAD_INDEX` with the score -inf.
+Padding and unknown items are dropped before attention. The items of `exclude` are not recommended, nor those of the history unless
+repeats are allowed. A history without a known item gets the popular items, scored by their share of the events. An answer has `k`
+items while the catalogue has them; the rest of its row is `PAD_INDEX` with the score -inf.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.data.batches import prepare_inputs
+from tfrec.data.splits import keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
 from tfrec.index.exact import Allows, ExactIndex, keep_best, num_distinct
 from tfrec.index.filters import ItemFilter, wanted_of
@@ -42,6 +43,7 @@ class Answers(tf.Module):
         index: index over `model.item_tower.catalogue()`. Default: an exact one.
         item_filter: `ItemFilter` that `allow` and `deny` are read by. Default: none.
         for_edge: bool, use only ops that LiteRT has built in. Default: False.
+        repeats: str, whether the items of a history may be recommended, `"exclude"` or `"allow"`. Default: `"exclude"`.
     """
 
     def __init__(
@@ -51,8 +53,11 @@ class Answers(tf.Module):
         index: ExactIndex | None = None,
         item_filter: ItemFilter | None = None,
         for_edge: bool = False,
+        repeats: str = "exclude",
     ) -> None:
         super().__init__(name="answers")
+        keeps_seen(repeats)  # refuse another value here
+        self.repeats = repeats
         tower = model.item_tower
         self.index = ExactIndex(tower.catalogue()) if index is None else index
         self.filter = item_filter
@@ -102,15 +107,16 @@ class Answers(tf.Module):
             vectors *= tf.expand_dims(tf.gather(self._norm.value(), item), -1)
         return model.embed_history(inputs, vectors), ~tf.reduce_any(inputs["is_real"], axis=1)
 
-    def rank(self, history, times, exclude, k, width, allow=None, deny=None):
+    def rank(self, history, times, exclude, k, width, allow=None, deny=None, repeats=None):
         """Recommend items.
 
         Args:
             history, times: as for `query`.
-            exclude: int32 tensor, shape `(batch, E)`, item indexes.
+            exclude: int32 tensor, shape `(batch, E)`, item indexes; None: none.
             k: int32 tensor, shape `(batch,)`, items of each row.
             width: int or int32 scalar, the largest `k`.
             allow, deny: string tensors, shape `(batch, A)`; see `ItemFilter`. Default: no filter.
+            repeats: str, `"exclude"` or `"allow"`. Default: that of the `Answers`.
         Returns:
             `(items, scores)`: int32 item indexes and float32, shape `(batch, min(width, num_items))`, best first.
         """
@@ -120,7 +126,9 @@ class Answers(tf.Module):
             allows = lambda items, rows: item_filter.allows(items, tf.gather(allow, rows), tf.gather(deny, rows))  # noqa: E731
         query, is_cold = self.query(history, times)
         width = min(width, self.index.num_items) if self._for_edge else tf.minimum(width, self.index.num_items)
-        excluded = tf.concat([history, exclude], axis=1) - FIRST_ITEM_INDEX  # below 0: not an item
+        left_out = [] if keeps_seen(self.repeats if repeats is None else repeats) else [history]
+        left_out += [] if exclude is None else [exclude]
+        excluded = tf.concat(left_out, axis=1) - FIRST_ITEM_INDEX if left_out else None  # below 0: not an item
         scores, items = self.index.query(query, width, excluded, allows, for_edge=self._for_edge)
         if self._for_edge:  # a branch costs more than the popular items of one row
             popular_scores, popular = self._rank_popular(width, excluded, tf.range(1), None)
@@ -131,7 +139,8 @@ class Answers(tf.Module):
 
             def with_popular():
                 rows = tf.cast(cold[:, 0], tf.int32)
-                popular_scores, popular = self._rank_popular(width, tf.gather(excluded, rows), rows, allows)
+                own = None if excluded is None else tf.gather(excluded, rows)
+                popular_scores, popular = self._rank_popular(width, own, rows, allows)
                 put = tf.tensor_scatter_nd_update
                 return put(scores, cold, popular_scores), put(items, cold, popular)
 
@@ -143,9 +152,10 @@ class Answers(tf.Module):
         """The most popular items of the requests numbered `rows`, whose exclusions are `excluded`."""
         number = self.index.num_items
         if self._for_edge:
-            number = min(width + excluded.shape[1], number)
+            number = min(width + (0 if excluded is None else excluded.shape[1]), number)
         elif allows is None:
-            number = tf.minimum(width + tf.reduce_max(tf.concat([num_distinct(excluded), [0]], 0)), number)
+            more = 0 if excluded is None else tf.reduce_max(tf.concat([num_distinct(excluded), [0]], 0))
+            number = tf.minimum(width + more, number)
         popular = tf.tile(tf.expand_dims(self._popular[:number], 0), (tf.size(rows), 1))
         share = tf.gather(self._share.value(), popular)
         return keep_best(share, popular, width, excluded, allows, rows, self._for_edge)
@@ -192,6 +202,7 @@ class Answers(tf.Module):
         k: int,
         *,
         exclude: np.ndarray | Sequence[int] = (),
+        repeats: str | None = None,
         timestamps: Sequence[np.ndarray] | None = None,
         request_times: Sequence[int] | np.ndarray | None = None,
         allow: Mapping[str, Sequence[str]] | None = None,
@@ -203,6 +214,7 @@ class Answers(tf.Module):
             histories: int arrays of item indexes, oldest first.
             k: int.
             exclude: item indexes that are not recommended to any of them. Default: none.
+            repeats: str, `"exclude"` or `"allow"`. Default: that of the `Answers`.
             timestamps: for a model that reads times, the second of each event, int arrays like `histories`. Default: unknown.
             request_times: for such a model, the second of each request. Default: unknown.
             allow, deny: values by the name of an attribute of the filter. Default: none.
@@ -226,9 +238,8 @@ class Answers(tf.Module):
             excluded = np.tile(np.asarray(exclude, np.int32).reshape(1, -1), (len(history), 1))
             filters = wanted if self.filter is not None else ()
             limit = tf.fill((len(history),), k)
-            parts.append(
-                self._eager(tf.constant(history), times, tf.constant(excluded), limit, tf.constant(k), *filters)
-            )
+            asked_for = (tf.constant(history), times, tf.constant(excluded), limit, tf.constant(k), *filters)
+            parts.append(self._eager(*asked_for, repeats=self.repeats if repeats is None else repeats))
         items, scores = (np.concatenate([part.numpy() for part in column]) for column in zip(*parts, strict=True))
         return items, scores
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfrec.data.splits import keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.models.losses import LEFT_OUT, histories
 
@@ -15,18 +16,21 @@ LARGEST_BLOCK = 1024
 """Positions that are ranked at a time in a small catalogue."""
 
 
-def target_ranks(query, target, inputs, item_tower):
+def target_ranks(query, target, inputs, item_tower, repeats="exclude"):
     """Rank the target of each position among the whole catalogue.
 
-    The items of the position's own history, at it or before, are left out. A target that stands there is left out with them.
+    The items of the position's own history, at it or before, are left out. A target that stands there is left out with them. With
+    `repeats="allow"` nothing is left out.
 
     Args:
         query, target, inputs, item_tower: see `TwoTower.compile`.
+        repeats: str, `"exclude"` or `"allow"`. Default: `"exclude"`.
     Returns:
         `(num_above, num_tied)`: int32 tensors, shape `(batch, length)`: the items with a higher score than the target, and those
         with its score, itself included; `num_tied` is 0 for a target that is left out.
     """
     rows, length = ops.shape(target)
+    is_kept = keeps_seen(repeats)
     items = item_tower.catalogue()  # N D
     num_items, num_positions = item_tower.num_items, rows * length
     size = max(1, min(LOGITS_BYTES // (4 * num_items), LARGEST_BLOCK))
@@ -43,18 +47,22 @@ def target_ranks(query, target, inputs, item_tower):
     )
     is_before = ops.expand_dims(ops.arange(reach + size), 1) <= reach + ops.arange(size)  # E R
 
+    def above_and_tied(scores, label):
+        own = ops.take_along_axis(scores, ops.expand_dims(label, 0), axis=0)
+        return tuple(ops.sum(ops.cast(is_one, "int32"), axis=0) for is_one in (scores > own, scores == own))
+
     def rank(block):
         first = block * size
         label = ops.slice(labels, (first,), (size,))
+        scores = ops.matmul(items, ops.transpose(ops.slice(queries, (first, 0), (size, item_tower.width))))  # N R
+        if is_kept:
+            return above_and_tied(scores, label)
         item, of = (ops.slice(x, (first,), (reach + size,)) for x in (read, history))
         is_seen = is_before & (ops.expand_dims(of, 1) == of[reach:]) & ops.expand_dims(item >= 0, 1)  # E R
         is_repeat = ops.any(is_seen & (ops.expand_dims(item, 1) == label), axis=0)  # R
-        scores = ops.matmul(items, ops.transpose(ops.slice(queries, (first, 0), (size, item_tower.width))))  # N R
         left_out = ops.where(is_seen, LEFT_OUT, 0.0)
         scores = ops.scatter_update(scores, ops.expand_dims(ops.maximum(item, 0), 1), left_out, reduction="add")
-        own = ops.take_along_axis(scores, ops.expand_dims(label, 0), axis=0)
-        num_above = ops.sum(ops.cast(scores > own, "int32"), axis=0)
-        num_tied = ops.sum(ops.cast(scores == own, "int32"), axis=0)
+        num_above, num_tied = above_and_tied(scores, label)
         return num_above, ops.where(is_repeat, 0, num_tied)
 
     ranks = ops.map(rank, ops.arange(num_blocks, dtype="int32"))
@@ -65,9 +73,20 @@ class RankingMetric(keras.metrics.Mean):
     """The base of the metrics: the mean gain of a rank over positions, weighted by `sample_weight`.
 
     Ties: a target gets the mean gain over its possible ranks. Denominator: all real positions. Seen items: the items of the
-    position's history are left out of the ranking; a target among them is a miss, with gain 0. `tfrec.evaluate` ranks one
-    held-out target a user instead; its rules are the same.
+    position's history are left out of the ranking; a target among them is a miss, with gain 0. With `repeats="allow"` they are
+    ranked like others. `tfrec.evaluate` ranks one held-out target a user instead; its rules are the same.
+
+    Args:
+        repeats: str, `"exclude"` or `"allow"`. Default: `"exclude"`.
     """
+
+    def __init__(self, *args, repeats: str = "exclude", **kwargs):
+        super().__init__(*args, **kwargs)
+        keeps_seen(repeats)  # refuse another value here
+        self.repeats = repeats
+
+    def get_config(self):
+        return super().get_config() | {"repeats": self.repeats}
 
     def gain(self, rank):
         """The gain of ranks from 1: float array of the same shape."""

@@ -171,10 +171,11 @@ class TwoTower(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self.ranking_metrics:
-            ranks = target_ranks(y_pred, y, x, self.item_tower)
+            choices = dict.fromkeys(metric.repeats for metric in self.ranking_metrics)
+            ranks = {repeats: target_ranks(y_pred, y, x, self.item_tower, repeats) for repeats in choices}
             weight = self.position_weights(x, y, sample_weight)
             for metric in self.ranking_metrics:
-                metric.update_state(*ranks, self.item_tower.num_items, weight)  # type: ignore[call-arg]
+                metric.update_state(*ranks[metric.repeats], self.item_tower.num_items, weight)  # type: ignore[call-arg]
         return self.get_metrics_result()
 
     def train_step(self, *args):

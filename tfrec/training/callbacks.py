@@ -44,16 +44,23 @@ class Validation(keras.callbacks.Callback):
         every: int, epochs from one validation to the next; the first and the last epoch are always validated. Default: 1.
         names: the metrics that go to the logs, and so to the progress bar: any of `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`.
             Default: `hr@10` and `ndcg@10`.
+        repeats: str, `"exclude"` or `"allow"`; see `tfrec.evaluate`. Default: `"exclude"`.
     Attributes:
         metrics: dict, all metrics of the latest validation; `{}` before the first.
         seconds: float, how long that took; 0 after an epoch that was not validated.
     """
 
-    def __init__(self, split: LeaveLastOut, every: int = 1, names: Sequence[str] = ("hr@10", "ndcg@10")) -> None:
+    def __init__(
+        self,
+        split: LeaveLastOut,
+        every: int = 1,
+        names: Sequence[str] = ("hr@10", "ndcg@10"),
+        repeats: str = "exclude",
+    ) -> None:
         super().__init__()
         if not len(split.users):
             raise ValueError("The data has no user with 3 events: there is no target to validate on.")
-        self.split, self.every, self.names = split, every, tuple(names)
+        self.split, self.every, self.names, self.repeats = split, every, tuple(names), repeats
         self.metrics: dict[str, float] = {}
         self.seconds = 0.0
 
@@ -61,7 +68,7 @@ class Validation(keras.callbacks.Callback):
         begin = time.perf_counter()
         is_due = epoch in (0, self.params["epochs"] - 1) or (epoch + 1) % self.every == 0
         if is_due:
-            self.metrics = evaluate_model(self.model, self.split, "validation")
+            self.metrics = evaluate_model(self.model, self.split, "validation", self.repeats)
         self.seconds = time.perf_counter() - begin if is_due else 0.0
         if logs is not None:
             logs |= {f"val_{name}": self.metrics[name] for name in self.names if name in self.metrics}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tfrec.data.splits import REPEATS
 from tfrec.layers.recurrent import CELLS
 from tfrec.models.sequence_tower import BLOCKS, POSITIONS
 
@@ -19,12 +21,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss": ("full_softmax", "sampled_softmax", "gbce", "tfrs_retrieval"),
     "positions": POSITIONS,
     "precision": ("float32", "bfloat16", "float16"),
+    "repeats": REPEATS,
     "similarity": ("cosine", "dot"),
 }
 """The values that a field of text may have; for `positions`, each of its members."""
 ABOVE_0 = {
-    "attention_window", "batch_positions", "clip_norm", "content_dims", "epochs", "final_epochs", "hidden_dim",
-    "learning_rate", "max_length", "mlp_dims", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution",
+    "attention_window", "batch_positions", "clip_norm", "content_dims", "epochs", "final_epochs", "hidden_dim", "learning_rate",
+    "max_length", "mlp_dims", "new_item_weight", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution",
     "temperature", "validate_every", "width",
 }  # fmt: skip
 FROM_0 = {"init_stddev", "num_blocks", "seed", "warmup_epochs", "weight_decay"}
@@ -84,16 +87,20 @@ class Config:
         item_features: str, `"all"`: items are also embedded by the features of the data, see `docs/features.md`; `"none"`: by their
             ids alone; `"auto"`: by features where the data has some. Default: `"auto"`.
         content_dims: tuple of int, hidden widths of the MLP on the features; see `FeatureEmbedding`. Default: no MLP.
-        id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.2 with features.
+        id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.1 with features.
+        new_item_weight: float, the odds of new items, which content alone stands for, are multiplied by about this; see
+            `new_item_row`. Default: 2.5.
         cold_items: float, share of the catalogue that is held out with all its events, to measure how new items are recommended;
             see `ColdItems`. Default: 0.
         similarity: str, score of a query and a candidate: `"cosine"` or `"dot"`. Default: `"cosine"`.
+        repeats: str, `"exclude"` never recommends what stands in the history; `"allow"` learns, validates, evaluates and exports a
+            ranking of the whole catalogue, for users who come back to the same items. Default: `"exclude"`.
         loss: str, `"full_softmax"`, `"sampled_softmax"`, `"gbce"` or `"tfrs_retrieval"`. Default: by the size of the catalogue:
             the first up to 15,000 items, the second up to 50,000, the last above.
         num_negatives: int, uniform negatives of a batch; `full_softmax` has none. Default: 1,024.
         temperature: float, logits are divided by it. Default: 0.05 for cosines, 1 for dot products.
         seen_weight: float in [0, 1], the loss multiplies the odds of items in the history by it; 0 leaves them out, as a ranking
-            does. Default: 0 where items have many events, else 0.1.
+            does. `repeats="allow"` needs 1. Default: 0 where items have many events, else 0.1; 1 with `repeats="allow"`.
         label_smoothing: float, see `FullSoftmax`. Default: 0.
         calibration: float, see `GBCE`. Default: 0.75.
         epochs: int, number of passes over the data. Default: as many as make `steps`, from 12 to 60.
@@ -149,8 +156,10 @@ class Config:
     item_features: str = "auto"
     content_dims: tuple[int, ...] = ()
     id_dropout_rate: float | None = None
+    new_item_weight: float = 2.5
     cold_items: float = 0.0
     similarity: str = "cosine"
+    repeats: str = "exclude"
     loss: str | None = None
     num_negatives: int = 1024
     temperature: float | None = None
@@ -203,8 +212,18 @@ class Config:
             raise ValueError(
                 f"`block={self.block}` has neither an `attention_window` nor rotary positions; leave them out."
             )
+        if self.repeats == "allow" and self.seen_weight not in (None, 1):
+            raise ValueError(
+                f"`repeats=allow` ranks the items of the history like others, and so must the loss: leave out `seen_weight` or set "
+                f"it to 1. Received: {self.seen_weight}."
+            )
         if self.epochs and self.final_epochs and self.final_epochs > self.epochs:
             raise ValueError(f"`final_epochs` is at most `epochs`. Received: {self.final_epochs} and {self.epochs}.")
+
+    @property
+    def new_item_boost(self) -> float:
+        """What `new_item_weight` adds to a score."""
+        return (self.temperature or 1.0) * math.log(self.new_item_weight)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:

@@ -100,7 +100,7 @@ def train(
     has_schedule = not any(isinstance(callback, RATE_SETTERS) for callback in callbacks)
     model, batches = compile_model(config, split, model=model, loss=loss, has_schedule=has_schedule)
 
-    validation = None if config.final_epochs else Validation(split, config.validate_every)
+    validation = None if config.final_epochs else Validation(split, config.validate_every, repeats=config.repeats)
     is_replacing = overwrite and not resume and (out / CONFIG).is_file()
     folder = scratch(out) if is_replacing else out  # the old run stays until the new one has something to show
     progress = Progress(folder, batches, config, validation)

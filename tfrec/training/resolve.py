@@ -61,14 +61,14 @@ def resolve(config: Config, split: LeaveLastOut) -> Config:
         "num_heads": next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0),
         "dropout_rate": 0.5 if is_small or is_sparse else 0.3 if events < LARGE_DATA else 0.1,
         "batch_positions": batch_positions,
-        "seen_weight": 0.1 if is_small or is_sparse else 0.0,
+        "seen_weight": 1.0 if config.repeats == "allow" else 0.1 if is_small or is_sparse else 0.0,
         "item_init": "cooccurrence" if data.num_items <= COUNTED_ITEMS and events < LARGE_DATA else "normal",
         "temperature": 0.05 if config.similarity == "cosine" else 1.0,
         "epochs": min(60, max(12, round(steps * batch_positions / events))),
         "loss": loss,
         "jit_compile": True,
         "lazy_table": is_huge and loss != "full_softmax",
-        "id_dropout_rate": 0.2 if has_features else 0.0,
+        "id_dropout_rate": 0.1 if has_features else 0.0,
     }
     automatic = {k: v for k, v in automatic.items() if getattr(config, k) is None}
     return dataclasses.replace(config, item_features="all" if has_features else "none", **automatic)

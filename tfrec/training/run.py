@@ -45,6 +45,7 @@ from tfrec.files import write_whole
 from tfrec.formats import check_format
 from tfrec.index.answers import Answers
 from tfrec.index.filters import build_filter
+from tfrec.models.new_items import as_table
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
@@ -108,6 +109,11 @@ class RunSettings:
 
     def open_data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
         """The prepared data that the run was trained on; see `Run.data`."""
+        found = self.find_data(data)
+        return self.check_data(found if self.config is None else without_cold(found, self.config))
+
+    def find_data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
+        """The given data, or that where the run's lay, with the items that training held out."""
         if data is None and self.data_path is None:
             raise ValueError(
                 "The run was trained on data in memory: pass the data (in the command line, --data FOLDER)."
@@ -116,8 +122,10 @@ class RunSettings:
             raise ValueError(
                 f"The data of the run is no longer at `{self.data_path}`: pass where it lies now, with --data."
             )
-        found = data if isinstance(data, PreparedData) else PreparedData.open(data or str(self.data_path))
-        found = found if self.config is None else without_cold(found, self.config)
+        return data if isinstance(data, PreparedData) else PreparedData.open(data or str(self.data_path))
+
+    def check_data(self, found: PreparedData) -> PreparedData:
+        """Data that is what the run was trained on, or an error."""
         is_same = self.fingerprint in (None, found.fingerprint)
         if not is_same or found.vocabulary.item_ids != self.vocabulary.item_ids:
             raise DataMismatchError(
@@ -234,12 +242,21 @@ class Run:
         model.save_weights(folder / WEIGHTS)
         return cls.open(folder)
 
+    @property
+    def repeats(self) -> str:
+        """Whether items of a history may come back, as the run was trained: `"exclude"` or `"allow"`.
+
+        A run of an earlier version and a model that was fitted by hand have `"exclude"`.
+        """
+        return "exclude" if self.config is None else self.config.repeats
+
     def recommend(
         self,
         history: Sequence[str] | Sequence[Sequence[str]],
         k: int = 10,
         *,
         exclude: Sequence[str] = (),
+        repeats: str | None = None,
         allow: Mapping[str, Sequence[str]] | None = None,
         deny: Mapping[str, Sequence[str]] | None = None,
         timestamps: Sequence | None = None,
@@ -250,7 +267,8 @@ class Run:
         Args:
             history: item ids, oldest first; or a list of such histories.
             k: int, number of items. Default: 10.
-            exclude: item ids that are not recommended, besides those of the history. Default: none.
+            exclude: item ids that are not recommended. Default: none.
+            repeats: str, `"exclude"` leaves out the items of each history too; `"allow"` does not. Default: `Run.repeats`.
             allow: dict, values by the name of an item property: only items that have one of them. Default: all items.
             deny: dict, values by the name of an item property: no item that has one of them. Default: none.
             timestamps: for a model that reads times, the time of each event, in the shape of `history`: seconds, or
@@ -260,7 +278,7 @@ class Run:
             `Recommendations`: arrays of shape `(k,)` for one history, `(histories, k)` for many.
         Raises:
             TypeError: an item id is not text.
-            ValueError: the items have no such property.
+            ValueError: the items have no such property, or `repeats` is another value.
         """
         is_one = isinstance(history, str) or all(isinstance(one, str | int | float | np.number) for one in history)
         histories: Sequence[Any] = [history] if is_one else history
@@ -273,6 +291,7 @@ class Run:
             known,
             k,
             exclude=self.vocabulary.encode(_text(exclude)),
+            repeats=repeats,
             timestamps=times,
             request_times=np.broadcast_to(np.asarray(request_time, np.int64), len(known)),
             allow=allow,
@@ -290,11 +309,19 @@ class Run:
         made = self._answers_by_filter
         if filters not in made:
             item_filter = build_filter(filters, self.items)
-            made[filters] = Answers(self.model, self.items["num_events"], item_filter=item_filter)
+            model, counts = as_table(self.model), self.items["num_events"]
+            made[filters] = Answers(model, counts, item_filter=item_filter, repeats=self.repeats)
         return made[filters]
 
+    def cold_items(self, data: PreparedData | str | os.PathLike | None = None) -> ColdItems:
+        """The items that the run was trained without, from the data with them; see `data`."""
+        assert self.config is not None
+        cold = ColdItems(self.settings.find_data(data), self.config.cold_items, self.config.seed)
+        self.settings.check_data(cold.known)
+        return cold
+
     def data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
-        """Open the prepared data that the run was trained on.
+        """Open the prepared data that the run was trained on: without its `cold_items`.
 
         Args:
             data: the data or where it lies now. Default: where it lay at training.

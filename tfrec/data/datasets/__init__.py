@@ -1,4 +1,4 @@
-"""Named public data, found under `$TFREC_DATA_DIR`, in the cache, or downloaded by checksum; and a generated log."""
+"""Named public data, found under `$TFREC_DATA_DIR`, in the cache, or downloaded by checksum; and generated logs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tfrec.data.datasets import amazon, movielens
+from tfrec.data.datasets.groceries import grocery_log
 from tfrec.data.datasets.synthetic import synthetic_log
 from tfrec.data.preparation import prepare
 from tfrec.data.prepared import PreparedData
@@ -18,7 +19,11 @@ PUBLIC: Mapping[str, Callable[[], dict[str, pa.Table]]] = {
     "movielens-1m": movielens.movielens_1m,
     "amazon-beauty": amazon.beauty,
 }
-NAMES = (*PUBLIC, "synthetic")
+GENERATED: Mapping[str, Callable[..., tuple[dict[str, pa.Table], dict[str, Any]]]] = {
+    "synthetic": synthetic_log,
+    "synthetic-groceries": grocery_log,
+}
+NAMES = (*PUBLIC, *GENERATED)
 
 
 def prepare_dataset(
@@ -37,15 +42,15 @@ def prepare_dataset(
         name: str, one of `NAMES`.
         out: the folder to write. Default: none, the data stays in memory.
         prepare_options: further arguments of `prepare`. Default: none.
-        synthetic_options: for `"synthetic"`, the arguments of `synthetic_log`.
+        synthetic_options: for `"synthetic"`, the arguments of `synthetic_log`; for `"synthetic-groceries"`, those of `grocery_log`.
     Raises:
         ValueError: there is no data set of that name.
         UnavailableError: it is not on this machine and cannot be downloaded.
     """
     if name not in NAMES:
         raise ValueError(f"`{name}` is no named data set. There are: {', '.join(NAMES)}.")
-    if name == "synthetic":
-        tables, about = synthetic_log(**synthetic_options)
+    if name in GENERATED:
+        tables, about = GENERATED[name](**synthetic_options)
     else:
         tables, about = PUBLIC[name](), {}
     roles: dict[str, Any] = {"user": "user", "item": "item", "time": "time", "items": tables.get("items")}

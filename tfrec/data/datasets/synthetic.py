@@ -14,6 +14,16 @@ START = 1_600_000_000
 """Seconds since 1970 of the first event."""
 
 
+def as_text(prefix: str, numbers: np.ndarray) -> pa.Array:
+    """`prefix` before each number."""
+    return pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), "")
+
+
+def log_table(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> pa.Table:
+    """The table `events` of numbered users and items, ints of one shape `(events,)`."""
+    return pa.table({"user": as_text("user-", users), "item": as_text("item-", items), "time": as_text("", times)})
+
+
 def synthetic_log(
     num_users: int = 2000,
     num_items: int = 500,
@@ -97,15 +107,11 @@ def synthetic_log(
     }
     users = np.repeat(np.arange(num_users), events_per_user)
     times = START + users % 1000 + np.tile(np.arange(events_per_user), num_users) * 3600
-
-    def as_text(prefix: str, numbers: np.ndarray) -> pa.Array:
-        return pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), "")
-
-    events = {"user": as_text("user-", users), "item": as_text("item-", history.ravel()), "time": as_text("", times)}
+    events = log_table(users, history.ravel(), times)
     items = np.arange(num_items)
     rank_of = np.empty(num_items, np.int64)
     rank_of[item_of] = np.arange(per_interest)
     titles = [f"Interest {interest_of[i]}, number {rank_of[i] + 1}" for i in items]
     genres = pa.array([[f"interest {interest_of[i]}"] for i in items], pa.list_(pa.string()))
     properties = {"item_id": as_text("item-", items), "title": titles, "genres": genres}
-    return {"events": pa.table(events), "items": pa.table(properties)}, about
+    return {"events": events, "items": pa.table(properties)}, about
