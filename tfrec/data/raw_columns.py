@@ -60,7 +60,8 @@ def plain_array(column: pa.ChunkedArray) -> pa.Array:
     if isinstance(type_, pa.BaseExtensionType):
         return plain_array(as_text(array)[0] if type_.extension_name == "arrow.uuid" else array.storage)
     if pa.types.is_dictionary(type_):
-        return plain_array(array.cast(type_.value_type))
+        is_empty = pa.types.is_null(type_.value_type)  # as PyArrow encodes a column without a value
+        return pa.nulls(len(array), pa.string()) if is_empty else plain_array(array.cast(type_.value_type))
     if pa.types.is_null(type_) or pa.types.is_string_view(type_):
         return array.cast(pa.string())
     if type_ in (pa.binary_view(), pa.binary(), pa.large_binary()) or pa.types.is_fixed_size_binary(type_):
