@@ -1,5 +1,6 @@
 """Items that arrive after training, by what they are: in Python, by `refresh`, and in the served graph."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.litert import load, run_edge, to_litert
 from tfrec.deploy.saved_model import MANIFEST, export, refresh
 from tfrec.deploy.serving_model import NewItems
+from tfrec.training.fit import train
 from tfrec_serving import Client
 from tfrec_serving.server import Server
 
@@ -21,6 +23,12 @@ NEW = pa.table(
         "genres": pa.array([["interest 3"], ["interest 4", "unheard"], None], pa.list_(pa.string())),
     }
 )
+
+
+@pytest.fixture(scope="module")
+def run(small_config, data, tmp_path_factory):
+    """A run whose items have content: their titles and genres."""
+    return train(dataclasses.replace(small_config, epochs=3), data, tmp_path_factory.mktemp("content") / "run")
 
 
 @pytest.fixture(scope="module")
