@@ -9,7 +9,10 @@ from tfrec.evaluation.ranking import embed
 
 
 def recommend(model, histories, k, item_counts, timestamps=None, request_times=None, repeats="exclude"):
-    """The `k` best items, unseen unless `repeats` is `"allow"`, after each history of item indexes: `(items, scores)`, padded with `PAD_INDEX` and -inf."""
+    """The `k` best items, also seen ones if `repeats` is `"allow"`, after each history of item indexes.
+
+    `(items, scores)`, padded with `PAD_INDEX` and -inf.
+    """
     given = [np.asarray(history, np.int32) for history in histories]
     times = [np.zeros(len(h), np.int64) for h in given] if timestamps is None else timestamps
     requests = [0] * len(given) if request_times is None else request_times
