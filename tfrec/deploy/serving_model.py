@@ -132,7 +132,10 @@ class ServingModel(tf.Module):
 
     def _serving_default(self, history, *times):
         number = tf.shape(history)[0]
-        return self._named(*self.answers.rank(self._indexes(history), times, None, tf.fill((number,), self.k), self.k))
+        exclude = tf.zeros((number, 0), tf.int32)
+        return self._named(
+            *self.answers.rank(self._indexes(history), times, exclude, tf.fill((number,), self.k), self.k)
+        )
 
     def _recommend(self, history, *others):
         return self._recommend_within(history, others)
