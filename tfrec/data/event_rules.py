@@ -78,8 +78,8 @@ def is_target(data: PreparedData, rules: Sequence[str]) -> np.ndarray:
 def event_weights(data: PreparedData, rules: Sequence[str]) -> np.ndarray:
     """Float32, shape `(num_events,)`: the product of what each rule gives an event.
 
-    `quantity`, the name of a column of numbers, gives the number, and 1 where it is missing. `event_type:purchase=3,click=0.5` gives
-    the weights of values of a category, and 1 to the others.
+    `quantity`, the name of a column of numbers, gives the number, and 1 where it is missing. `event_type:purchase=3,click=0.5`
+    gives the weights of values of a category, and 1 to the others.
 
     Args:
         data: `PreparedData` with `event_columns`.
@@ -133,8 +133,8 @@ def _parts(data: PreparedData, rule: str, signs: Sequence[str], option: str) -> 
         example = "event_type=purchase or rating>=3" if option == "--target" else "quantity or event_type:purchase=3"
         raise ValueError(f"{option} {rule!r} is no rule. Pass one such as {example}.")
     raise ValueError(
-        f"{option} {rule!r}: the data has no column {name!r} of events.{meant(name, list(data.event_columns))} Its columns: {there}. "
-        f"`tfrec prepare --event-feature` and `--context` read some."
+        f"{option} {rule!r}: the data has no column {name!r} of events.{meant(name, list(data.event_columns))} Its columns: "
+        f"{there}. `tfrec prepare --event-feature` and `--context` read some."
     )
 
 

@@ -296,8 +296,8 @@ def _collect(
 
     Returns:
         `(arrays, users, catalogue, counts, repeated, encoded)`: `item_index`, `timestamp` and `offsets`, in files of `folder` where
-        there is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest; the
-        duplicates that are refused; the columns of events, see `encode_events`.
+        there is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest;
+        the duplicates that are refused; the columns of events, see `encode_events`.
     """
     lengths, item_counts = (np.zeros(len(events.ids[role]), np.int64) for role in ("user", "item"))
     indexes, stamps = ArrayWriter(folder, "item_index", np.int32), ArrayWriter(folder, "timestamp", np.int64)
