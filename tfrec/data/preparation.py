@@ -203,18 +203,18 @@ def prepare(
             catalogue, counts = _with_properties("item", catalogue, properties, notes)
             manifest |= counts
         of_items, told = fit_table(catalogue, item_features, encoder=text_encoder, without=NO_FEATURES)
-        columns, features, told_of_events = encoded
+        of_events, features, told_of_events = encoded
         features |= {"items": of_items} if of_items else {}
         manifest |= {"item_features": told} | ({"event_features": told_of_events} if named else {})
         if of_users is not None:
             users_of, counts = _with_properties("user", users_of, of_users, notes)
-            known, told = fit_users(users_of, user_features, columns, NO_FEATURES)
+            known, told = fit_users(users_of, user_features, of_events, NO_FEATURES)
             features |= {"users": known} if known else {}
             manifest |= counts | {"user_features": told}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest |= {"notes": list(dict.fromkeys(notes)), "source": given, "created": now, **(about or {})}
         tables = {"items": catalogue, "users": users_of, "refused": table}
-        data = PreparedData(vocabulary, *arrays, manifest, **tables, features=features, event_columns=columns)
+        data = PreparedData(vocabulary, *arrays, manifest, **tables, features=features, event_columns=of_events)
         if aside is None:
             return data
         data.write_tables(aside)

@@ -8,6 +8,7 @@ other items gets the mean of the metric over its possible ranks. `repeats` decid
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def embed(
     timestamp: np.ndarray | None = None,
     ticks_per_second: int = 1,
     batch_positions: int = 4096,
-    features: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    features: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Embed histories: the query after events `starts[i] : ends[i]` of each.
 
@@ -193,7 +194,7 @@ def evaluate(
         needed = f"2 events {' and '.join(targets)} after another one" if targets else "3 events"
         raise ValueError(f"No user has {needed} (one of history, a validation and a test target): nothing to evaluate.")
     result = {} if model is None else {"model": evaluate_model(model, split, part, repeats)}
-    counts = {
+    counts: dict[str, Any] = {
         "num_users": len(split.users),
         "num_short_users": split.num_short,
         "num_repeat_targets": split.num_repeats(part),
