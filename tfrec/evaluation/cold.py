@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfrec.data.cold_items import ColdItems
 from tfrec.data.encoding import encode_table
+from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Popularity
 from tfrec.evaluation.content_knn import ContentKNN
-from tfrec.evaluation.ranking import Scorer, embed, rank
+from tfrec.evaluation.ranking import Scorer, embed, embed_histories, rank
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.new_items import content_vectors, vectors_of
 from tfrec.models.two_tower import TwoTower
@@ -27,7 +28,9 @@ class Targets(NamedTuple):
     items: np.ndarray
 
 
-def evaluate_cold_items(cold: ColdItems, part: str = "test", model: TwoTower | None = None) -> dict[str, Any]:
+def evaluate_cold_items(
+    cold: ColdItems, part: str = "test", model: TwoTower | None = None, *, targets: Sequence[str] = ()
+) -> dict[str, Any]:
     """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
 
     `warm` are the targets of the leave-last-out split of the known items, `cold` those of `ColdItems`, `all` both. Every item is
@@ -38,6 +41,7 @@ def evaluate_cold_items(cold: ColdItems, part: str = "test", model: TwoTower | N
         part: `"test"` or `"validation"`, for the warm targets. Default: `"test"`.
         model: `TwoTower` that was trained on `cold.known`, with content of its item features; a model without content knows nothing
             of new items, and scores them 0. Default: the baselines alone.
+        targets: texts, which events are to be found among the warm targets; see `LeaveLastOut`. Default: all.
     Returns:
         `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
         "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `ranking_metrics`.
@@ -48,7 +52,7 @@ def evaluate_cold_items(cold: ColdItems, part: str = "test", model: TwoTower | N
         raise ValueError(
             "New items are ranked by their features, and the data has none: prepare it with `--items FILE`."
         )
-    split, known = LeaveLastOut(cold.known), cold.known
+    split, known = LeaveLastOut(cold.known, targets=targets), cold.known
     groups = {
         "warm": Targets(*split.histories(part), split.targets(part) - FIRST_ITEM_INDEX),
         "cold": Targets(*cold.histories, cold.target_items),
@@ -57,7 +61,7 @@ def evaluate_cold_items(cold: ColdItems, part: str = "test", model: TwoTower | N
         raise ValueError("No user has an event of a held-out item after one of a known item: raise the share.")
     encoded, _ = encode_table(known.features["items"], cold.catalogue)
     contenders: dict[str, Callable[[Targets], Scorer]] = (
-        {} if model is None else {"model": _model(cold, model, encoded)}
+        {} if model is None else {"model": _model(cold, model, encoded, split, part)}
     )
     contenders |= {
         "content-knn": _content_knn(cold, encoded),
@@ -81,7 +85,9 @@ def evaluate_cold_items(cold: ColdItems, part: str = "test", model: TwoTower | N
     return result | counts | {"num_cold_items": int(cold.is_cold.sum()), "split": part}
 
 
-def _model(cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray]) -> Callable[[Targets], Scorer]:
+def _model(
+    cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray], split: LeaveLastOut, part: str
+) -> Callable[[Targets], Scorer]:
     tower, known = model.item_tower, cold.known
     features = {name: values[known.num_items :] for name, values in encoded.items()}
     is_content = isinstance(tower, ItemTower) and tower.content is not None
@@ -90,10 +96,21 @@ def _model(cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray]) 
     items = np.asarray(tower.as_candidates(rows)).T
 
     def scorer_of(targets: Targets) -> Scorer:
-        queries = embed(model, known.item_index, targets.starts, targets.ends, known.timestamp, known.ticks_per_second)
+        if targets.items.max(initial=0) < known.num_items:  # the events at `ends` are those to be found
+            return scorer(embed_histories(model, split, part))
+        return scorer(_embed_requests(model, cold.requests(model.sequence_tower.max_length)))
+
+    def scorer(queries: np.ndarray) -> Scorer:
         return lambda chosen: queries[chosen] @ items
 
     return scorer_of
+
+
+def _embed_requests(model: TwoTower, data: PreparedData) -> np.ndarray:
+    """The queries before the last event of each user."""
+    features = data.model_inputs(np.arange(data.num_users))
+    starts, ends = data.offsets[:-1], data.offsets[1:] - 1
+    return embed(model, data.item_index, starts, ends, data.timestamp, data.ticks_per_second, features=features)
 
 
 def _content_knn(cold: ColdItems, encoded: Mapping[str, np.ndarray]) -> Callable[[Targets], Scorer]:

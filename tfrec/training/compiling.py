@@ -105,6 +105,8 @@ def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> Packe
         crop_rate=config.crop_rate,
         reorder_rate=config.reorder_rate,
         has_times=tower.reads_times,
+        has_features=getattr(tower, "reads_features", False),
+        weights=config.weights,
         is_packed=tower.supports_packing,
     )
     if not len(batches):
