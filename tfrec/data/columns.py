@@ -95,7 +95,8 @@ def choose_columns(
     kind = next((lower[n] for n in EVENT_TYPES if n in lower and lower[n] not in chosen.values()), None)
     if kind is not None:
         notes.append(
-            f"column {kind!r} looks like the type of the event: rows of every type are read alike (--event-feature tells them apart)"
+            f"column {kind!r} looks like the type of the event: rows of every type are read alike (--event-feature tells them "
+            f"apart)"
         )
     others = [name for name in names if name and name not in chosen.values()]
     if others:
