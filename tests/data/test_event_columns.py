@@ -41,7 +41,7 @@ def table() -> pa.Table:
 
 def texts(data: PreparedData, name: str) -> list[str | None]:
     """The values of a category, event by event."""
-    features = [*data.features["events"], *data.features["context"]]
+    features = [*data.features.get("events", []), *data.features.get("context", [])]
     values = next(feature for feature in features if feature.name == name).values
     return [(None, "unknown", *values)[code] for code in data.event_columns[name]]
 
@@ -330,6 +330,66 @@ def test_user_files_are_read_like_item_files(tmp_path):
     path = write(tmp_path / "u.user", "1|24|M\n2|53|F\n")
     found = read_users(path, format="csv", columns=["user_id", "age", "gender"], delimiter="|")
     assert found.to_pydict() == {"user_id": ["1", "2"], "age": ["24", "53"], "gender": ["M", "F"]}
+
+
+def test_movielens_100k_with_its_users(tmp_path):
+    write(tmp_path / "u.data", "1\t10\t5\t978300760\n2\t20\t3\t978302109\n")
+    write(tmp_path / "u.user", "1|24|M\n2|53|F\n")
+    arguments = [
+        *("prepare", tmp_path / "u.data", "--format", "tsv", "--columns", "user,item,rating,time"),
+        *("--event-feature", "rating=number", "--users", tmp_path / "u.user", "--users-format", "csv"),
+        *("--users-columns", "user_id,age,gender", "--users-delimiter", "|", "--out", tmp_path / "out"),
+        *("--user-feature", "gender"),
+    ]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    data = PreparedData.open(tmp_path / "out")
+    assert data.event_columns["rating"].tolist() == [5, 3]
+    assert data.user_columns["age"].tolist() == [24, 53]
+    assert data.users["gender"].to_pylist() == ["M", "F"]
+
+
+def test_names_of_folders_are_columns_too(tmp_path):
+    write(tmp_path / "log" / "shop=north" / "a.csv", "user,item\nu,a\nu,b\n")
+    write(tmp_path / "log" / "shop=south" / "a.csv", "user,item\nv,a\nv,b\n")
+    data = prepare(tmp_path / "log", context=["shop"])
+    assert texts(data, "shop") == ["north", "north", "south", "south"]
+
+
+def test_a_file_that_lacks_the_column_is_refused(tmp_path):
+    write(tmp_path / "log" / "a.csv", "user,item,shop\nu,a,north\n")
+    write(tmp_path / "log" / "b.csv", "user,item\nu,b\n")
+    with pytest.raises(ValueError, match=r"b.csv` has no column 'shop' \(--event-feature or --context\)"):
+        prepare(tmp_path / "log", context=["shop"])
+
+
+def test_rows_read_are_accepted_refused_or_dropped(tmp_path):
+    """Every event keeps its own values, whatever is refused, dropped or sorted around it."""
+    rng = np.random.default_rng(7)
+    number = 5000
+    price = [str(n) if n % 11 else "x" for n in range(number)]
+    log = pa.table(
+        {
+            "user": [str(u) if u else None for u in rng.integers(0, 90, number)],
+            "item": [str(i) for i in rng.integers(0, 100, number)],
+            "time": rng.integers(1_600_000_000, 1_600_000_050, number),
+            "price": price,
+            "copy": [f"v{n}" for n in range(number)],
+        }
+    )
+    options = {"event_features": {"price": "number"}, "context": {"copy": "category"}, "max_refused": 1}
+    data = prepare(log, tmp_path / "out", **options, duplicates="drop", min_item_events=40, min_user_events=5)
+    manifest = data.manifest
+    parts = ("num_refused", "num_duplicates", "num_filtered_events")
+    assert min(manifest[part] for part in parts) > 0
+    assert number == data.num_events + sum(manifest[part] for part in parts)
+    row = data.event_columns["price"].astype(int)
+    assert len(set(row)) == data.num_events
+    assert (row % 11 > 0).all()
+    assert data.vocabulary.decode(data.item_index) == [log["item"][n].as_py() for n in row.tolist()]
+    users = np.repeat(data.users["user_id"].to_numpy(), data.lengths)
+    assert users.tolist() == [log["user"][n].as_py() for n in row.tolist()]
+    assert data.timestamp.tolist() == [log["time"][n].as_py() for n in row.tolist()]
 
 
 def test_the_command_reads_columns_of_events_and_users(tmp_path):
