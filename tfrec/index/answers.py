@@ -94,7 +94,7 @@ class Answers(tf.Module):
 
         Args:
             history: int32 tensor, shape `(batch, length)`, item indexes, oldest first.
-            others: tensors, the further inputs in the order of `inputs`: of each event `(batch, length)`, of the request `(batch,)`.
+            others: tensors, the further inputs in the order of `inputs`: of events `(batch, length)`, of requests `(batch,)`.
                 Features are encoded. Times are int64, see `to_seconds`; at the edge: seconds.
         Returns:
             `(query, is_cold)`: float32 `(batch, width)`; bool `(batch,)`, True for a history without a known item.
