@@ -1,9 +1,12 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tfrec.data.batches import PackedBatches, pack, prepare_history, prepare_inputs
+from tfrec.data.features import Feature
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
+from tfrec.data.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize("max_length", [1, 3, 7, 50])
@@ -204,3 +207,76 @@ def test_rows_of_one_history_hold_what_packed_rows_do(windows):
     assert len(pairs(True)) == PackedBatches.for_training(split, **options).num_positions
     with pytest.raises(ValueError, match="`crop_rate` cuts a history in two within a row, which takes packed rows"):
         PackedBatches.for_training(split, **options, is_packed=False, crop_rate=0.5)
+
+
+@pytest.fixture
+def featured():
+    """Data in which every column tells the event, or the user, that it belongs to."""
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(1, 30, 40)
+    user, event = np.repeat(np.arange(40), lengths), np.arange(lengths.sum())
+    features = {
+        "events": [Feature("code", "category", values=tuple(map(str, event))), Feature("both", "number")],
+        "context": [Feature("both", "number")],
+        "users": [Feature("age", "number")],
+    }
+    return PreparedData(
+        Vocabulary([str(n) for n in event]),
+        event.astype(np.int32) + 2,  # an item of its own for each event
+        np.zeros(len(event), np.int64),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        users=pa.table({"user_id": [str(n) for n in range(40)], "age": np.arange(40.0)}),
+        features=features,
+        event_columns={"code": event.astype(np.int32) + 2, "both": (user * 1000 + event).astype(np.float32)},
+    )
+
+
+@pytest.mark.parametrize("augmentation", [{}, {"crop_rate": 0.5}, {"windows": True}, {"is_packed": False}])
+def test_columns_go_with_their_events(featured, augmentation):
+    options = {"max_length": 8, "batch_positions": 64, "seed": 0, "has_features": True}
+    batches = PackedBatches.for_training(LeaveLastOut(featured), **options, **augmentation)
+    for inputs, target in batches:
+        real = inputs["is_real"]
+        assert {name: values.dtype for name, values in inputs["events"].items()} == {
+            "code": np.int32,
+            "both": np.float32,
+        }
+        np.testing.assert_array_equal(inputs["events"]["code"], inputs["history"])
+        np.testing.assert_array_equal(inputs["events"]["both"][real] % 1000, inputs["history"][real] - 2)
+        np.testing.assert_array_equal(inputs["context"]["both"][real] % 1000, target[real] - 2)
+        np.testing.assert_array_equal(inputs["context"]["age"][real], inputs["context"]["both"][real] // 1000)
+    for inputs, _ in batches.dataset():
+        assert {name: values.dtype for name, values in inputs["context"].items()} == {
+            "both": "float32",
+            "age": "float32",
+        }
+    plain = PackedBatches.for_training(LeaveLastOut(featured), **options | {"has_features": False}, **augmentation)
+    assert not {"events", "context"} & set(next(iter(plain))[0])
+
+
+def test_reordered_items_take_their_columns_along_and_the_context_stays(featured):
+    options = {"max_length": 8, "batch_positions": 64, "seed": 0, "has_features": True}
+    (plain, _), (swapped, _) = (
+        next(iter(PackedBatches.for_training(LeaveLastOut(featured), **options, **extra)))
+        for extra in ({}, {"reorder_rate": 0.5})
+    )
+    np.testing.assert_array_equal(swapped["events"]["code"], swapped["history"])
+    assert (swapped["history"] != plain["history"]).any()
+    np.testing.assert_array_equal(swapped["context"]["both"], plain["context"]["both"])
+
+
+def test_the_request_reads_the_context_of_the_target(featured):
+    split = LeaveLastOut(featured)
+    for part in ("validation", "test"):
+        batches = PackedBatches(
+            featured.item_index,
+            *split.histories(part),
+            max_length=8,
+            batch_positions=64,
+            has_targets=False,
+            **featured.model_inputs(split.users),
+        )
+        for members, newest, inputs, _ in batches.with_members():
+            context = {name: values.reshape(-1)[newest] for name, values in inputs["context"].items()}
+            np.testing.assert_array_equal(context["both"] % 1000, split.targets(part)[members] - 2)
+            np.testing.assert_array_equal(context["age"], split.users[members])

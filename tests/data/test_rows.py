@@ -480,7 +480,8 @@ def test_a_column_of_times_is_found_by_its_values(tmp_path):
 def test_a_column_of_event_types_is_named_in_the_report(tmp_path):
     data = prepare(log_of(tmp_path, "csv", [{"user": "u", "item": "a", "event": "view"}]))
     assert (
-        "column 'event' looks like the type of the event: rows of every type are read alike" in data.manifest["notes"]
+        "column 'event' looks like the type of the event: rows of every type are read alike (--event-feature tells them apart)"
+        in data.manifest["notes"]
     )
 
 

@@ -83,9 +83,13 @@ def test_the_device_decides(device_run, data):
     right = []
     for user in range(50):
         items = data.vocabulary.decode(data.history(user))[:-2]
-        last = int(items[-1].removeprefix("item-"))
+        last, here = int(items[-1].removeprefix("item-")), slice(data.offsets[user], data.offsets[user + 1] - 2)
+        events = {"price": data.event_columns["price"][here]}
+        for feature in data.features["context"]:
+            events[feature.name] = [feature.values[code - 2] for code in data.event_columns[feature.name][here]]
         for device, step in (("phone", 1), ("desktop", 2)):
-            best = device_run.recommend(items, 1, context={"device": device}).item_ids
+            context = {"device": device, "event type": "buy", "age": "old"}
+            best = device_run.recommend(items, 1, events=events, context=context).item_ids
             right.append(best[0] == f"item-{(last + step) % 40}")
     assert np.mean(right) > 0.9
 
@@ -100,7 +104,7 @@ def test_many_histories_at_a_time(device_run):
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
 def test_the_same_over_the_network(device_run, server, scheme):
-    port = server.rest_port if scheme else server.port
+    port = server.rest_api_port if scheme else server.port
     with Client(f"{scheme}127.0.0.1:{port}") as client:
         for device in ("phone", "desktop", "watch", None):
             context = CONTEXT | {"device": device}
@@ -136,7 +140,7 @@ def test_the_signatures_are_the_golden_ones(device_export, server):
         for entry in manifest[owner]:
             entry.get("values", []).sort()
     assert manifest["event_features"] == [kind, {"column": "price", "kind": "number", "input": "price"}]
-    assert [f["column"] for f in manifest["context_features"]] == ["device", "event type"]
+    assert [f["column"] for f in manifest["context_features"]] == ["event type", "device"]
     age = {"column": "age", "kind": "category", "request_input": "request_age", "values": ["old", "young"]}
     assert manifest["user_features"] == [age]
 

@@ -102,6 +102,15 @@ def prepare(
             help="NAME or NAME=KIND, with commas, of columns of the log that are read of the event to be found, as of a request."
         ),
     ] = None,
+    users_format: Annotated[
+        str | None, typer.Option(help="Format of the user file; told from its ending when left out.")
+    ] = None,
+    users_columns: Annotated[
+        str | None, typer.Option(help="Names, with commas, for the columns of a user file without a header line.")
+    ] = None,
+    users_delimiter: Annotated[
+        str | None, typer.Option(help="What stands between the fields of the user file, where not as in the log.")
+    ] = None,
     user_feature: Annotated[
         list[str] | None,
         typer.Option(
@@ -182,6 +191,8 @@ def prepare(
             options["null_values"] = _list(null_values)
         of_items = {"format": items_format, "columns": _list(items_columns), "delimiter": _tab(items_delimiter)}
         options["items_options"] = {name: value for name, value in of_items.items() if value}
+        of_users = {"format": users_format, "columns": _list(users_columns), "delimiter": _tab(users_delimiter)}
+        options["users_options"] = {name: value for name, value in of_users.items() if value}
         if items_quote is not None:
             options["items_options"]["quote"] = _quote(items_quote)
         manifest = prepare_log(source, out_, **options).manifest

@@ -94,7 +94,10 @@ def choose_columns(
         raise ValueError(f"{where}: two columns have the name {twice!r}. Rename one of them.")
     kind = next((lower[n] for n in EVENT_TYPES if n in lower and lower[n] not in chosen.values()), None)
     if kind is not None:
-        notes.append(f"column {kind!r} looks like the type of the event: rows of every type are read alike")
+        notes.append(
+            f"column {kind!r} looks like the type of the event: rows of every type are read alike (--event-feature tells them "
+            f"apart)"
+        )
     others = [name for name in names if name and name not in chosen.values()]
     if others:
         shown = ", ".join(map(repr, others[:SHOWN])) + (f" and {len(others) - SHOWN} more" * (len(others) > SHOWN))

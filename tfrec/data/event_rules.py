@@ -46,7 +46,7 @@ def is_target(data: PreparedData, rules: Sequence[str]) -> np.ndarray:
     found = np.ones(data.num_events, bool)
     for rule in rules:
         name, sign, text = _parts(data, rule, tuple(COMPARISONS), "--target")
-        feature, values = _feature(data, name), data.event_columns[name]
+        feature, values = _known(data)[name], data.event_columns[name]
         wanted = [value.strip() for value in text.split(",")]
         limits = np.zeros(0, np.float32)
         table: np.ndarray | None  # whether the rule holds for each code of a category
@@ -86,9 +86,9 @@ def event_weights(data: PreparedData, rules: Sequence[str]) -> np.ndarray:
     """
     weight = np.ones(data.num_events, np.float32)
     for rule in rules:
-        is_column = rule in data.event_columns
+        is_column = rule in _known(data)
         name, _, text = (rule, "", "") if is_column else _parts(data, rule, (":",), "--weight")
-        feature, values = _feature(data, name), data.event_columns[name]
+        feature, values = _known(data)[name], data.event_columns[name]
         if is_column:
             table = _numbers_of(feature, rule, "--weight")
         else:
@@ -116,7 +116,8 @@ def event_weights(data: PreparedData, rules: Sequence[str]) -> np.ndarray:
 
 def _parts(data: PreparedData, rule: str, signs: Sequence[str], option: str) -> tuple[str, str, str]:
     """Column, sign and the rest of a rule. Names of columns may hold signs: the longest name that fits is meant."""
-    for name in sorted(data.event_columns, key=len, reverse=True):
+    known = _known(data)
+    for name in sorted(known, key=len, reverse=True):
         rest = rule.strip().removeprefix(name).lstrip() if rule.strip().startswith(name) else ""
         sign = next((sign for sign in signs if rest.startswith(sign)), "")
         if sign:
@@ -125,20 +126,20 @@ def _parts(data: PreparedData, rule: str, signs: Sequence[str], option: str) -> 
                 raise ValueError(f"{option} {rule!r}: no value follows {sign!r}.")
             return name, sign, text
     name = re.split("|".join(map(re.escape, signs)), rule)[0].strip()
-    there = ", ".join(data.event_columns) or "none"
-    if name in data.event_columns:
+    there = ", ".join(known) or "none"
+    if name in known:
         example = "event_type=purchase or rating>=3" if option == "--target" else "quantity or event_type:purchase=3"
         raise ValueError(f"{option} {rule!r} is no rule. Pass one such as {example}.")
     raise ValueError(
-        f"{option} {rule!r}: the data has no column {name!r} of events.{meant(name, list(data.event_columns))} Its columns: "
+        f"{option} {rule!r}: the data has no column {name!r} of events.{meant(name, known)} Its columns: "
         f"{there}. `tfrec prepare --event-feature` and `--context` read some."
     )
 
 
-def _feature(data: PreparedData, name: str) -> Feature:
-    """What was learned of a column of events."""
-    known = [*data.features.get("events", []), *data.features.get("context", [])]
-    return next(feature for feature in known if feature.name == name)
+def _known(data: PreparedData) -> dict[str, Feature]:
+    """What was learned of each column of events."""
+    features = [*data.features.get("events", []), *data.features.get("context", [])]
+    return {feature.name: feature for feature in features if feature.name in data.event_columns}
 
 
 def _code(feature: Feature, value: str, rule: str, option: str) -> int:
