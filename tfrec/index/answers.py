@@ -104,7 +104,9 @@ class Answers(tf.Module):
         for put, values in zip(self.inputs, others, strict=True):
             if not (put.is_of_request or self._for_edge):  # else the values of other items would be read
                 message = f"`{put.name}` must have the shape of `history`."
-                tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
+                check = tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
+                with tf.control_dependencies([] if check is None else [check]):
+                    values = tf.identity(values)
             if put.feature is None:  # LiteRT does not divide int64
                 given[put.name] = values if self._for_edge else to_seconds(values)
             for use in put.uses:
