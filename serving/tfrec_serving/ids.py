@@ -107,9 +107,10 @@ def feature_input(column: str, values: Sequence[Any], prefix: str = "") -> tuple
         TypeError: a value is neither text nor a number, or they are not all of one kind.
     """
     name = prefix + re.sub(r"\W", "_", column)
+    values = [None if value is None or value != value else value for value in values]  # NaN is no value of text either
     known = [value for value in values if value is not None]
-    if known and all(isinstance(v, int | float | np.number) and not isinstance(v, bool | np.bool_) for v in known):
-        return name, np.array([np.nan if value is None else value for value in values], np.float32)
+    if known and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in known):
+        return name, np.array(values, np.float32)  # None becomes NaN
     if other := [value for value in known if not isinstance(value, str)]:
         raise TypeError(
             f"The values of {column!r} are text, or numbers, or None. Received: {reprlib.repr(other[0])} "

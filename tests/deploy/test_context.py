@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow as tf
 
+from tfrec.cli.main import main
 from tfrec.data.preparation import prepare
 from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.check import check
@@ -189,6 +190,18 @@ def test_a_run_with_another_catalogue_keeps_its_features(device_run, tmp_path):
     changed = change_catalogue(Run.open(device_run.folder), removed=["item-0"])
     export(changed, tmp_path / "export", index="exact")
     assert to_litert(changed, tmp_path / "model.tflite").same_items > 0.98
+
+
+def test_the_command_line(device_run, device_export, monkeypatch, capsys):
+    events = ["event type=view,buy,buy,", "price=1,2,,3", "device=phone,,desktop,phone"]
+    pairs = [text for event in events for text in ("--event", event)]
+    pairs += [text for name, value in CONTEXT.items() for text in ("--context", f"{name}={value}")]
+    arguments = ["recommend", str(device_export), "--history", ",".join(HISTORY), *pairs, "--json"]
+    monkeypatch.setattr("sys.argv", ["tfrec", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    expected = device_run.recommend(HISTORY, 10, events=EVENTS, context=CONTEXT)
+    assert [item["item_id"] for item in json.loads(capsys.readouterr().out)] == expected.item_ids.tolist()
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class RequestEncoder(tf.Module):
                     )
                 flat = [value for row in rows for value in row]
                 if known[name].spec().dtype == tf.string:
-                    raw = np.array(["" if value is None else str(value) for value in flat], object)
+                    raw = np.array(["" if value is None or value != value else str(value) for value in flat], object)
                 else:
                     raw = np.array(flat, np.float32)  # None becomes NaN
                 values = tf.convert_to_tensor(self.encoder.encode(name, tf.constant(raw)))
