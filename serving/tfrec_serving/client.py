@@ -84,6 +84,8 @@ class Client(Connection):
         request_time: int | None = None,
         allow: Mapping[str, Sequence[Id]] | None = None,
         deny: Mapping[str, Sequence[Id]] | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> list[Recommendation]:
         """Recommend the `k` best items after a history.
 
@@ -96,8 +98,15 @@ class Client(Connection):
             allow: dict, values by attribute, such as `{"genres": ["Comedy"]}`: only items that have one of them. Needs an export
                 with a filter. Default: all items.
             deny: dict, values by attribute: no item that has one of them. Default: none.
+            events: for a model that reads columns of the log, a value for each item of the history by the name of the column, such
+                as `{"event_type": ["view", "cart"]}`: text for categories, numbers for numbers, None where nothing is known. A
+                column that is left out is unknown; TensorFlow Serving needs them all.
+            context: for a model that reads the context of a request or properties of users, a value by name, such as
+                `{"device": "phone"}`.
         """
-        return self._ask(Questions.recommend(history, k, exclude, timestamps, request_time, allow, deny))
+        return self._ask(
+            Questions.recommend(history, k, exclude, timestamps, request_time, allow, deny, events, context)
+        )
 
     def similar_items(self, item_id: Id, k: int = 10) -> list[Recommendation]:
         """The `k` items most similar to one; none for an unknown item."""
@@ -109,15 +118,22 @@ class Client(Connection):
         candidates: Sequence[Id],
         timestamps: Sequence[int] | None = None,
         request_time: int | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> list[float]:
-        """The score of each candidate after `history`; unknown ones get `-inf`."""
-        return self._ask(Questions.score(history, candidates, timestamps, request_time))
+        """The score of each candidate after `history`; unknown ones get `-inf`. For the rest, see `recommend`."""
+        return self._ask(Questions.score(history, candidates, timestamps, request_time, events, context))
 
     def embed_history(
-        self, history: Sequence[Id], timestamps: Sequence[int] | None = None, request_time: int | None = None
+        self,
+        history: Sequence[Id],
+        timestamps: Sequence[int] | None = None,
+        request_time: int | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
-        """The query vector of `history`: float32 `(width,)`."""
-        return self._ask(Questions.embed_history(history, timestamps, request_time))
+        """The query vector of `history`: float32 `(width,)`. For the rest, see `recommend`."""
+        return self._ask(Questions.embed_history(history, timestamps, request_time, events, context))
 
     def embed_items(self, item_ids: Sequence[Id]) -> np.ndarray:
         """The vectors of items: float32 `(len(item_ids), width)`; zeros for unknown ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -94,6 +95,30 @@ def whole(value: Any, name: str) -> np.ndarray:
     if not -(2**31) <= number < 2**31:
         raise ValueError(f"`{name}` is a number of 32 bits. Received: {number}.")
     return np.array([number], np.int32)
+
+
+def feature_input(column: str, values: Sequence[Any], prefix: str = "") -> tuple[str, np.ndarray]:
+    """The input of a column, and its values as text or float32, whatever they all are; None is missing.
+
+    >>> feature_input("event type", ["view", None])
+    ('event_type', array([b'view', b''], dtype=object))
+
+    Raises:
+        TypeError: a value is neither text nor a number, or they are not all of one kind.
+    """
+    name = prefix + re.sub(r"\W", "_", column)
+    values = [None if value is None or value != value else value for value in values]  # NaN is no value of text either
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in known):
+        return name, np.array(values, np.float32)  # None becomes NaN
+    if other := [value for value in known if not isinstance(value, str)]:
+        raise TypeError(
+            f"The values of {column!r} are text, or numbers, or None. Received: {reprlib.repr(other[0])} "
+            f"({type(other[0]).__name__})."
+        )
+    row = np.empty(len(values), object)
+    row[:] = [(value or "").encode() for value in values]
+    return name, row
 
 
 def text_array(values: Any) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfrec_serving.ids import Id, filter_row, id_row, whole
+from tfrec_serving.ids import Id, feature_input, filter_row, id_row, whole
 
 Inputs = dict[str, np.ndarray]
 
@@ -39,18 +40,38 @@ class Question(NamedTuple):
     read: Callable[[Inputs], Any]
 
 
-def _query(history: Sequence[Id], timestamps: Sequence[int] | None, request_time: int | None) -> Inputs:
-    """The inputs of a history; without times for a model that reads none."""
-    ids = id_row(history, "history")
+def _query(
+    history: Sequence[Id],
+    timestamps: Sequence[int] | None,
+    request_time: int | None,
+    events: Mapping[str, Sequence[Any]] | None,
+    context: Mapping[str, Any] | None,
+) -> Inputs:
+    """The inputs of a history; without those that are not given. A value that is None leaves its input out."""
+    inputs = {"history": id_row(history, "history")}
+    wanted = inputs["history"].shape[1:]
+    for argument, given in (("events", events), ("context", context)):
+        if not isinstance(given or {}, Mapping):
+            raise TypeError(f"`{argument}` is a dict by the names of columns. Received: {reprlib.repr(given)}.")
+    for column, values in (events or {}).items():
+        if isinstance(values, str) or (received := np.shape(values)) != wanted:
+            received = "text" if isinstance(values, str) else f"shape {received}"
+            raise ValueError(f"`events`: {column!r} has a value for each item: shape {wanted}. Received: {received}.")
+        if any(value is not None for value in values):
+            name, row = feature_input(column, list(values))
+            inputs[name] = row[np.newaxis]
+    for column, value in (context or {}).items():
+        if value is not None:
+            inputs |= [feature_input(column, [value], "request_")]
     if timestamps is None:
         if request_time is not None:
             raise ValueError("`request_time` goes with `timestamps`, the time of each item of the history.")
-        return {"history": ids}
-    if (received := np.shape(timestamps)) != (wanted := ids.shape[1:]):
+        return inputs
+    if (received := np.shape(timestamps)) != wanted:
         raise ValueError(f"`timestamps` has a number for each item: shape {wanted}. Received: shape {received}.")
     asked = int(time.time()) if request_time is None else request_time
     times = {"timestamps": np.array([timestamps], np.int64), "request_time": np.array([asked], np.int64)}
-    return {"history": ids} | times
+    return inputs | times
 
 
 def _recommendations(answer: Inputs) -> list[Recommendation]:
@@ -59,7 +80,8 @@ def _recommendations(answer: Inputs) -> list[Recommendation]:
 
 
 class Questions:
-    """The requests of both clients; `timestamps` and `request_time` are for a model that reads times.
+    """The requests of both clients; `timestamps` and `request_time` are for a model that reads times, `events` and
+    `context` for one that reads features.
 
     >>> Questions.recommend(["50", "181"], k=2).signature_name
     'recommend'
@@ -74,8 +96,10 @@ class Questions:
         request_time: int | None = None,
         allow: Mapping[str, Sequence[Id]] | None = None,
         deny: Mapping[str, Sequence[Id]] | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> Question:
-        inputs = _query(history, timestamps, request_time) | {
+        inputs = _query(history, timestamps, request_time, events, context) | {
             "exclude": id_row(exclude, "exclude"),
             "k": whole(k, "k"),
         }
@@ -96,17 +120,24 @@ class Questions:
         candidates: Sequence[Id],
         timestamps: Sequence[int] | None = None,
         request_time: int | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> Question:
-        inputs = _query(history, timestamps, request_time) | {"candidates": id_row(candidates, "candidates")}
+        inputs = _query(history, timestamps, request_time, events, context) | {
+            "candidates": id_row(candidates, "candidates")
+        }
         return Question("score", inputs, lambda answer: answer["scores"][0].tolist())
 
     @staticmethod
     def embed_history(
-        history: Sequence[Id], timestamps: Sequence[int] | None = None, request_time: int | None = None
+        history: Sequence[Id],
+        timestamps: Sequence[int] | None = None,
+        request_time: int | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> Question:
-        return Question(
-            "embed_history", _query(history, timestamps, request_time), lambda answer: answer["embedding"][0]
-        )
+        inputs = _query(history, timestamps, request_time, events, context)
+        return Question("embed_history", inputs, lambda answer: answer["embedding"][0])
 
     @staticmethod
     def embed_items(item_ids: Sequence[Id]) -> Question:

@@ -107,7 +107,8 @@ class Servable:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder, self.version = name, folder, int(folder.name)
-        _import_ops(folder)
+        manifest = _read_manifest(folder)
+        _import_ops(folder, manifest)
         path = folder / "saved_model.pb"
         if not path.is_file():
             raise ValueError(f"`{folder}` is no SavedModel: it has no saved_model.pb.")
@@ -116,7 +117,9 @@ class Servable:
             self.signature_defs: Mapping[str, meta_graph_pb2.SignatureDef] = dict(proto.meta_graphs[0].signature_def)
         except (DecodeError, IndexError):
             raise ValueError(f"`{path}` is damaged: export again.") from None
-        self._has_rows = (folder / MANIFEST).is_file()  # an export of ours; what others mean by an axis is not known
+        self._has_rows = bool(manifest)  # an export of ours; what others mean by an axis is not known
+        about = [f for owner in ("event", "context", "user") for f in manifest.get(f"{owner}_features", ())]
+        self._may_lack = {f[key] for f in about for key in ("input", "request_input") if key in f}
         self._specs = {name: _specs(definition) for name, definition in self.signature_defs.items()}
         try:
             self._model = tf.saved_model.load(str(folder))
@@ -159,8 +162,12 @@ class Servable:
                 )
 
     def check(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Check names, dtypes and shapes of inputs against the signature; raise `RequestError` for others."""
+        """Check names, dtypes and shapes of inputs against the signature; raise `RequestError` for others.
+
+        Features that a request leaves out are missing. TensorFlow Serving would refuse it.
+        """
         definition = self.signature(signature_name)
+        inputs = self._filled(signature_name, inputs)
         _check_names(inputs, definition)
         for name, value in inputs.items():
             dtype, shape = self._specs[signature_name][name]
@@ -181,6 +188,18 @@ class Servable:
                 "INVALID_ARGUMENT", f"All inputs must have the same number of rows. Received: {received}."
             )
         return dict(inputs)
+
+    def _filled(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The inputs, with "" or NaN of the size of the history in those features that are left out."""
+        history = inputs.get("history")
+        if not self._may_lack or history is None or history.ndim != 2:
+            return inputs
+        specs, filled = self._specs[signature_name], dict(inputs)
+        for name in self._may_lack & set(specs) - set(inputs):
+            dtype, shape = specs[name]
+            size = history.shape[: len(shape or ())]
+            filled[name] = np.full(size, b"", object) if dtype == "string" else np.full(size, np.nan, dtype)
+        return filled
 
     def run(
         self, signature_name: str, inputs: Mapping[str, np.ndarray], timeout: float | None = None
@@ -244,16 +263,21 @@ def _free(model: Any) -> None:
         tf.raw_ops.DestroyResourceOp(resource=handle)
 
 
-def _import_ops(folder: Path) -> None:
-    """Register the ops that a version's manifest asks for."""
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an export of ours; nothing where there is none."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        return
+        return {}
     try:
-        packages = json.loads(manifest.read_text(encoding="utf-8"))["custom_ops"]
-    except (ValueError, KeyError):
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        return found | {"custom_ops": list(found["custom_ops"])}
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"`{manifest}` is damaged: export again.") from None
-    for package in packages:
+
+
+def _import_ops(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Register the ops that a version's manifest asks for."""
+    for package in manifest.get("custom_ops", ()):
         try:
             importlib.import_module(OP_PACKAGES[package])
         except ImportError as error:

@@ -46,6 +46,15 @@ def run_main(monkeypatch, *arguments) -> int:
         (["export", "no", "--out", "x"], "`no` is not a run"),
         (["recommend", "no", "--history", "a"], "`no` is neither host:port nor an export folder"),
         (["recommend", "localhost:9", "--history", "a"], "UNAVAILABLE"),
+        (
+            ["recommend", "x:9", "--history", "a", "--event", "kind"],
+            "--event takes NAME=VALUES, with commas. Received: 'kind'",
+        ),
+        (["recommend", "x:9", "--history", "a", "--context", "kind"], "--context takes NAME=VALUE. Received: 'kind'"),
+        (
+            ["recommend", "x:9", "--history", "a", "--context", "kind=a,b"],
+            "--context takes NAME=VALUE. Received: 'kind=a,b'",
+        ),
         (["lite", "no", "--out", "x.tflite"], "`no` is not a run"),
         (["serve", "no"], "`no` has no version folder"),
         (["bench", "serve", "no"], "`no` is not an export"),

@@ -46,6 +46,52 @@ def test_other_ids_stay_what_they_are():
     assert filter_row(None, "allow").shape == (1, 0)
 
 
+def test_features_are_text_or_numbers():
+    events = {"event type": ["view", None, float("nan")], "price": [1, None, np.float64(2.5)], "none": [None] * 3}
+    context = {"device": "phone", "age": 18, "place": None}
+    inputs = Questions.recommend(["a", "b", "c"], events=events, context=context).inputs
+    assert set(inputs) == {"history", "exclude", "k", "event_type", "price", "request_device", "request_age"}
+    assert inputs["event_type"].tolist() == [[b"view", b"", b""]]
+    np.testing.assert_array_equal(inputs["price"], np.array([[1, np.nan, 2.5]], np.float32))
+    assert inputs["price"].dtype == inputs["request_age"].dtype == np.float32
+    assert inputs["request_device"].tolist() == [b"phone"]
+    assert Questions.score(["a"], ["b"], context=context).inputs["request_age"].tolist() == [18.0]
+    assert Questions.embed_history(["a"], events={"price": (3,)}).inputs["price"].tolist() == [[3.0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"events": {"kind": ["view"]}},
+            ValueError,
+            "`events`: 'kind' has a value for each item: shape (2,). Received: shape (1,)",
+        ),
+        (
+            {"events": {"kind": "ab"}},
+            ValueError,
+            "`events`: 'kind' has a value for each item: shape (2,). Received: text",
+        ),
+        (
+            {"events": {"kind": ["view", 1]}},
+            TypeError,
+            "The values of 'kind' are text, or numbers, or None. Received: 1 (int)",
+        ),
+        (
+            {"context": {"is_new": True}},
+            TypeError,
+            "The values of 'is_new' are text, or numbers, or None. Received: True (bool)",
+        ),
+        ({"events": ["view"]}, TypeError, "`events` is a dict by the names of columns. Received: ['view']"),
+        ({"context": "phone"}, TypeError, "`context` is a dict by the names of columns. Received: 'phone'"),
+    ],
+)
+def test_features_that_are_refused(given, error, message):
+    with pytest.raises(error) as refused:
+        Questions.recommend(["a", "b"], **given)
+    assert message in str(refused.value)
+
+
 WRONG = [
     (True, TypeError, "is text, such as '50', or a whole number. Received: True (bool)"),
     (np.bool_(True), TypeError, "(bool)"),

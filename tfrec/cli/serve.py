@@ -102,6 +102,17 @@ def recommend(
     request_time: Annotated[
         int | None, typer.Option(help="Second of the request, for such a model; now by default.")
     ] = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUES of a column of the log, one for each item, such as event_type=view,view,buy; may be repeated. "
+            "Nothing between two commas is unknown. Numbers are numbers, and text between double quotes."
+        ),
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of the request or of the user, such as device=phone; may be repeated."),
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="attribute=value: items that have it, where the export has a filter.")
     ] = None,
@@ -123,7 +134,9 @@ def recommend(
     ids, excluded = (next(csv.reader([text], skipinitialspace=True), []) for text in (history, exclude))
     folder = Path(source)
     times = [int(t) for t in timestamps.split(",")] if timestamps else None
-    asked = {"allow": _wanted(allow or []), "deny": _wanted(deny or [])}
+    asked: dict[str, Any] = {"allow": _wanted(allow or []), "deny": _wanted(deny or [])}
+    asked["events"] = dict(_feature(text, "--event") for text in event or [])
+    asked["context"] = {name: value for name, (value,) in (_feature(text, "--context") for text in context or [])}
     if folder.is_dir():
         with (
             Server(folder, 0, model_name=model_name) as server,
@@ -165,3 +178,21 @@ def _wanted(pairs: list[str]) -> dict[str, list[str]]:
             raise ValueError(f"--allow and --deny take attribute=value. Received: {pair!r}.")
         wanted.setdefault(name, []).append(value)
     return wanted
+
+
+def _feature(text: str, option: str) -> tuple[str, list[Any]]:
+    """The name and the values of `NAME=VALUES`; of `--context` there is one.
+
+    >>> _feature("price=1.5,,2", "--event"), _feature('age="18"', "--context")
+    (('price', [1.5, None, 2.0]), ('age', ['18']))
+    """
+    name, equals, given = text.partition("=")
+    values = next(csv.reader([given]), [])
+    if not equals or (option == "--context" and len(values) != 1):
+        wanted = "NAME=VALUE" if option == "--context" else "NAME=VALUES, with commas"
+        raise ValueError(f"{option} takes {wanted}. Received: {text!r}.")
+    try:
+        numbers = [float(value) if value else None for value in values]
+    except ValueError:
+        return name, [value or None for value in values]
+    return name, [value or None for value in values] if '"' in given else numbers

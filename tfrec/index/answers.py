@@ -94,7 +94,7 @@ class Answers(tf.Module):
 
         Args:
             history: int32 tensor, shape `(batch, length)`, item indexes, oldest first.
-            others: tensors, the further inputs in the order of `inputs`: of each event `(batch, length)`, of the request `(batch,)`.
+            others: tensors, the further inputs in the order of `inputs`: of events `(batch, length)`, of requests `(batch,)`.
                 Features are encoded. Times are int64, see `to_seconds`; at the edge: seconds.
         Returns:
             `(query, is_cold)`: float32 `(batch, width)`; bool `(batch,)`, True for a history without a known item.
@@ -104,7 +104,9 @@ class Answers(tf.Module):
         for put, values in zip(self.inputs, others, strict=True):
             if not (put.is_of_request or self._for_edge):  # else the values of other items would be read
                 message = f"`{put.name}` must have the shape of `history`."
-                tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
+                check = tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
+                with tf.control_dependencies([] if check is None else [check]):
+                    values = tf.identity(values)
             if put.feature is None:  # LiteRT does not divide int64
                 given[put.name] = values if self._for_edge else to_seconds(values)
             for use in put.uses:

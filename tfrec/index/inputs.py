@@ -150,7 +150,9 @@ class RequestEncoder(tf.Module):
                     )
                 flat = [value for row in rows for value in row]
                 if known[name].spec().dtype == tf.string:
-                    flat = ["" if value is None else str(value) for value in flat]
-                values = self.encoder.encode(name, tf.constant(flat, known[name].spec().dtype, (len(flat),)))
+                    raw = np.array(["" if value is None or value != value else str(value) for value in flat], object)
+                else:
+                    raw = np.array(flat, np.float32)  # None becomes NaN
+                values = tf.convert_to_tensor(self.encoder.encode(name, tf.constant(raw)))
                 encoded[known[name].name] = np.split(values.numpy(), np.cumsum(wanted)[:-1])
         return encoded

@@ -1,0 +1,223 @@
+"""A model that reads what happened and the context of a request: the same answers in Python, SavedModel, gRPC, REST and LiteRT."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import tensorflow as tf
+
+from tfrec.cli.main import main
+from tfrec.data.preparation import prepare
+from tfrec.deploy.catalogue import change_catalogue
+from tfrec.deploy.check import check
+from tfrec.deploy.litert import load, run_edge, to_litert
+from tfrec.deploy.saved_model import MANIFEST, export, latest_version
+from tfrec.training.config import Config
+from tfrec.training.fit import train
+from tfrec.training.run import Run
+from tfrec_serving import Client, ServingError
+from tfrec_serving.server import Server
+
+GOLDEN = Path(__file__).parent / "golden" / "signatures_with_features.json"
+HISTORY = ["item-3", "nobody", "item-5", "item-6"]
+EVENTS = {
+    "event type": ["view", "buy", "buy", None],
+    "price": [1.0, 2.0, None, 3.0],
+    "device": ["phone", None, "desktop", "phone"],
+}
+CONTEXT = {"device": "desktop", "event type": "buy", "age": "young"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The device of a request decides its item: item-(n + 1) on a phone, item-(n + 2) on a desktop."""
+    rng, rows = np.random.default_rng(0), []
+    for user in range(300):
+        item = int(rng.integers(40))
+        for second in range(16):
+            device = str(rng.choice(["phone", "desktop"]))
+            item = (item + (1 if device == "phone" else 2)) % 40
+            kind, price = str(rng.choice(["view", "buy"])), float(rng.integers(1, 6))
+            rows.append((f"u{user}", f"item-{item}", 1000 + second, device, kind, price))
+    folder = tmp_path_factory.mktemp("devices")
+    columns = zip(("user", "item", "time", "device", "event type", "price"), zip(*rows, strict=True), strict=True)
+    pyarrow.parquet.write_table(pa.table({name: list(values) for name, values in columns}), folder / "log.parquet")
+    users = {"user": [f"u{user}" for user in range(300)], "age": ["young", "old"] * 150}
+    pyarrow.parquet.write_table(pa.table(users), folder / "users.parquet")
+    return prepare(
+        folder / "log.parquet",
+        folder / "data",
+        users=folder / "users.parquet",
+        event_features={"event type": "category", "price": "number"},
+        context={"device": "category", "event type": "category"},
+    )
+
+
+@pytest.fixture(scope="module")
+def device_run(data, tmp_path_factory):
+    config = Config(
+        max_length=16, width=16, num_blocks=1, dropout_rate=0.0, learning_rate=1e-2, epochs=25, batch_positions=512
+    )
+    return train(config, data, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def device_export(device_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    export(device_run, folder, index="exact")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(device_export):
+    with Server(device_export, 0, rest_api_port=0) as server:
+        yield server
+
+
+def test_the_device_decides(device_run, data):
+    """Who does not know the device has an NDCG of .82 at best."""
+    assert device_run.metrics["validation"]["ndcg@10"] > 0.9
+    right = []
+    for user in range(50):
+        items = data.vocabulary.decode(data.history(user))[:-2]
+        last, here = int(items[-1].removeprefix("item-")), slice(data.offsets[user], data.offsets[user + 1] - 2)
+        events = {"price": data.event_columns["price"][here]}
+        for feature in data.features["context"]:
+            events[feature.name] = [feature.values[code - 2] for code in data.event_columns[feature.name][here]]
+        for device, step in (("phone", 1), ("desktop", 2)):
+            context = {"device": device, "event type": "buy", "age": "old"}
+            best = device_run.recommend(items, 1, events=events, context=context).item_ids
+            right.append(best[0] == f"item-{(last + step) % 40}")
+    assert np.mean(right) > 0.9
+
+
+def test_many_histories_at_a_time(device_run):
+    alone = [device_run.recommend(HISTORY, 5, events=EVENTS, context=CONTEXT | {"device": d}) for d in ("phone", None)]
+    both = {name: [values, values] for name, values in EVENTS.items()}
+    found = device_run.recommend([HISTORY] * 2, 5, events=both, context=CONTEXT | {"device": ["phone", None]})
+    np.testing.assert_array_equal(found.item_ids, [a.item_ids for a in alone])
+    assert alone[0].item_ids[0] == "item-7"
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_the_same_over_the_network(device_run, server, scheme):
+    port = server.rest_api_port if scheme else server.port
+    with Client(f"{scheme}127.0.0.1:{port}") as client:
+        for device in ("phone", "desktop", "watch", None):
+            context = CONTEXT | {"device": device}
+            expected = device_run.recommend(HISTORY, 5, events=EVENTS, context=context)
+            answer = client.recommend(HISTORY, 5, events=EVENTS, context=context)
+            assert [r.item_id for r in answer] == expected.item_ids.tolist()
+            np.testing.assert_allclose([r.score for r in answer], expected.scores, rtol=1e-4)
+            ids = [r.item_id for r in answer]
+            np.testing.assert_allclose(
+                client.score(HISTORY, ids, events=EVENTS, context=context), expected.scores, rtol=1e-4
+            )
+        vectors = client.embed_items(ids)
+        query = client.embed_history(HISTORY, events=EVENTS, context=context)
+        np.testing.assert_allclose(vectors @ query, expected.scores, rtol=1e-4)
+        # what is left out is missing
+        expected = device_run.recommend(HISTORY, 5, events={"device": EVENTS["device"]})
+        for left_out in (client.recommend(HISTORY, 5, events={"device": EVENTS["device"]}),):
+            assert [r.item_id for r in left_out] == expected.item_ids.tolist()
+        assert client.recommend([], 5)
+        with pytest.raises(ServingError, match="Sent extra: {colour}"):
+            client.recommend(HISTORY, 5, events={"colour": [1.0] * 4})
+        with pytest.raises(ServingError, match='input "request_device" (must be|is no tensor of|must hold) string'):
+            client.recommend(HISTORY, 5, context={"device": 3})
+
+
+def test_the_signatures_are_the_golden_ones(device_export, server):
+    """What clients of a model with features rely on; see `test_saved_model.py` for all others."""
+    manifest = json.loads((latest_version(device_export) / MANIFEST).read_text())
+    assert manifest["signatures"] == json.loads(GOLDEN.read_text())
+    kind = {"column": "event type", "kind": "category", "input": "event_type", "values": ["buy", "view"]}
+    kind |= {"request_input": "request_event_type", "values": sorted(kind["values"])}
+    for owner in ("event_features", "context_features", "user_features"):
+        for entry in manifest[owner]:
+            entry.get("values", []).sort()
+    assert manifest["event_features"] == [kind, {"column": "price", "kind": "number", "input": "price"}]
+    assert [f["column"] for f in manifest["context_features"]] == ["event type", "device"]
+    age = {"column": "age", "kind": "category", "request_input": "request_age", "values": ["old", "young"]}
+    assert manifest["user_features"] == [age]
+
+
+def test_the_check_shows_a_request(device_export, server):
+    request = check(latest_version(device_export)).request
+    assert set(request) == set(json.loads(GOLDEN.read_text())["recommend"]["inputs"])
+    assert request["request_age"][0] in ("young", "old")
+    with Client(f"127.0.0.1:{server.port}") as client:
+        dtypes = {"k": np.int32, "price": np.float32}
+        given = {name: np.array(value, dtypes.get(name)) for name, value in request.items()}
+        assert client.predict("recommend", **given)["item_ids"].shape == (1, 10)
+
+
+def test_a_column_of_another_length_is_refused(device_export):
+    """Else the values of other items would be read."""
+    served = tf.saved_model.load(str(latest_version(device_export))).signatures["embed_history"]
+    given = {"history": [["item-1", "item-2"]], "device": [["phone"]], "event_type": [["", ""]]}
+    given |= {f"request_{name}": [""] for name in ("device", "event_type", "age")}
+    inputs = {name: tf.constant(value) for name, value in given.items()} | {"price": tf.constant([[1.0, 1.0]])}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`device` must have the shape of `history`"):
+        served(**inputs)
+
+
+def test_the_same_at_the_edge(device_run, tmp_path):
+    report = to_litert(device_run, tmp_path / "model.tflite")
+    assert report.num_histories == 100
+    assert report.same_items > 0.98
+    assert report.max_difference < 1e-4
+    about = json.loads((tmp_path / "model.json").read_text())
+    codes = {f["column"]: ["", None, *f["values"]] for f in (*about["context_features"], *about["user_features"])}
+    events = {name: [v or "" for v in EVENTS[name]] for name in ("event type", "device")}
+    features = {name.replace(" ", "_"): [codes[name].index(v) for v in values] for name, values in events.items()}
+    features["price"] = [np.nan if price is None else price for price in EVENTS["price"]]
+    features |= {"request_" + name.replace(" ", "_"): codes[name].index(value) for name, value in CONTEXT.items()}
+    history, interpreter = device_run.vocabulary.encode(HISTORY), load(report.path)
+    items, scores = run_edge(interpreter, history, features=features)
+    expected = device_run.recommend(HISTORY, 10, events=EVENTS, context=CONTEXT)
+    assert device_run.vocabulary.decode(items) == expected.item_ids.tolist()
+    np.testing.assert_allclose(scores, expected.scores, rtol=1e-4)
+    nothing, _ = run_edge(interpreter, history)
+    assert device_run.vocabulary.decode(nothing) == device_run.recommend(HISTORY, 10).item_ids.tolist()
+
+
+def test_a_run_with_another_catalogue_keeps_its_features(device_run, tmp_path):
+    changed = change_catalogue(Run.open(device_run.folder), removed=["item-0"])
+    export(changed, tmp_path / "export", index="exact")
+    assert to_litert(changed, tmp_path / "model.tflite").same_items > 0.98
+
+
+def test_the_command_line(device_run, device_export, monkeypatch, capsys):
+    events = ["event type=view,buy,buy,", "price=1,2,,3", "device=phone,,desktop,phone"]
+    pairs = [text for event in events for text in ("--event", event)]
+    pairs += [text for name, value in CONTEXT.items() for text in ("--context", f"{name}={value}")]
+    arguments = ["recommend", str(device_export), "--history", ",".join(HISTORY), *pairs, "--json"]
+    monkeypatch.setattr("sys.argv", ["tfrec", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    expected = device_run.recommend(HISTORY, 10, events=EVENTS, context=CONTEXT)
+    assert [item["item_id"] for item in json.loads(capsys.readouterr().out)] == expected.item_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"events": {"colour": ["red"] * 4}},
+            "`events`: the model reads no column 'colour'. It reads: event type, price, device.",
+        ),
+        (
+            {"context": {"price": 1.0}},
+            "`context`: the model reads no column 'price'. It reads: event type, device, age.",
+        ),
+        ({"events": {"price": [1.0]}}, "`events`: 'price' must have a value for each item: [4]. Received: [1]."),
+    ],
+)
+def test_what_python_refuses(device_run, given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        device_run.recommend(HISTORY, 5, **given)
