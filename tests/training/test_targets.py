@@ -76,6 +76,8 @@ def test_evaluation_ranks_the_targets(run, folder):
     shown = CliRunner().invoke(app, ["evaluate", str(run.folder), "--split", "validation", "--json", "-"])
     assert shown.exit_code == 0, shown.output
     assert '"targets": [' in shown.output
+    shown = CliRunner().invoke(app, ["evaluate", str(run.folder)], env={"COLUMNS": "200"})
+    assert "The targets are events with event_type=buy." in shown.output
 
 
 def test_a_run_with_targets_is_exported(run, tmp_path):

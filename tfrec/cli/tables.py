@@ -29,8 +29,11 @@ def print_metrics(result: dict[str, Any]) -> None:
             name, *(f"{value:.4f}" for value in result[name].values()), style="bold" if name == "model" else ""
         )
     out.print(table)
+    if result.get("targets"):
+        out.print(f"The targets are events with {' and '.join(result['targets'])}.", markup=False, highlight=False)
     if result["num_short_users"]:
-        out.print(f"{result['num_short_users']:,} users with fewer than 3 events are not evaluated.")
+        few = "too few targets" if result.get("targets") else "fewer than 3 events"
+        out.print(f"{result['num_short_users']:,} users with {few} are not evaluated.")
     if repeated := result["num_repeat_targets"]:
         were = f"{repeated:,} targets ({repeated / result['num_users']:.1%}) were in the user's history already"
         if result["repeats"] == "exclude":
