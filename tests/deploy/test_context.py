@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,8 @@ def test_many_histories_at_a_time(device_run):
     found = device_run.recommend([HISTORY] * 2, 5, events=both, context=CONTEXT | {"device": ["phone", None]})
     np.testing.assert_array_equal(found.item_ids, [a.item_ids for a in alone])
     assert alone[0].item_ids[0] == "item-7"
+    nobody = device_run.recommend([], 5, events={"event type": []}, context=CONTEXT)
+    assert nobody.item_ids.tolist() == device_run.recommend([], 5).item_ids.tolist()
 
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
@@ -129,6 +132,15 @@ def test_the_same_over_the_network(device_run, server, scheme):
             client.recommend(HISTORY, 5, events={"colour": [1.0] * 4})
         with pytest.raises(ServingError, match='input "request_device" (must be|is no tensor of|must hold) string'):
             client.recommend(HISTORY, 5, context={"device": 3})
+
+
+def test_rest_rows_may_leave_features_out(device_run, server):
+    row = {"history": ["item-3", "item-5"], "request_device": "phone"}
+    url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/default:predict"
+    with urllib.request.urlopen(url, json.dumps({"instances": [row, row]}).encode()) as answer:
+        rows = json.load(answer)["predictions"]
+    expected = device_run.recommend(row["history"], 10, context={"device": "phone"})
+    assert [found["item_ids"] for found in rows] == [expected.item_ids.tolist()] * 2
 
 
 def test_the_signatures_are_the_golden_ones(device_export, server):
@@ -215,7 +227,8 @@ def test_the_command_line(device_run, device_export, monkeypatch, capsys):
             {"context": {"price": 1.0}},
             "`context`: the model reads no column 'price'. It reads: event type, device, age.",
         ),
-        ({"events": {"price": [1.0]}}, "`events`: 'price' must have a value for each item: [4]. Received: [1]."),
+        ({"context": {"age": ["old", "old"]}}, "`context`: 'age' must have a value for each history: 1. Received: 2."),
+        ({"events": {"price": [1.0]}}, "`events`: 'price' must have a value for each item: 4. Received: 1."),
     ],
 )
 def test_what_python_refuses(device_run, given, message):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfrec.cli.training import PRESET_HELP
+from tfrec.data.features import Feature
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import Vocabulary
@@ -159,3 +160,14 @@ def test_every_field_of_the_model_changes_it(small_config, name, value):
         return weights, model.sequence_tower.get_config(), model.item_tower.get_config()
 
     assert describe(dataclasses.replace(small_config, **{name: value})) != describe(small_config)
+
+
+def test_features_go_to_the_tower_that_reads_them():
+    config = Config(width=8, num_blocks=1, num_heads=1, dropout_rate=0.0)
+    kind, device, age = (Feature(name, "category", values=("a", "b")) for name in ("kind", "device", "age"))
+    model = build_model(config, 5, {"events": [kind], "context": [device, kind], "users": [age]})
+    assert model.sequence_tower.event_features == {"kind": kind.spec}
+    assert model.sequence_tower.context_features == {f.name: f.spec for f in (device, kind, age)}
+    assert model.item_tower.content is None
+    plain = build_model(config, 5)
+    assert not plain.sequence_tower.reads_features

@@ -120,14 +120,14 @@ class RequestEncoder(tf.Module):
         ]
 
     def of_columns(
-        self, lengths: Sequence[int], events: Mapping[str, Sequence], context: Mapping[str, Sequence]
+        self, lengths: Sequence[int], events: Mapping[str, Sequence], context: Mapping[str, Any]
     ) -> dict[str, list[np.ndarray]]:
         """Encode columns as a user of Python passes them, None being a missing value.
 
         Args:
             lengths: ints, the number of items of each history.
             events: by the name of a column, for each history a list with a value for each item.
-            context: by the name of a column or a property of the user, a value for each history.
+            context: by the name of a column or a property of the user, a list with a value for each history, or one value.
         Returns:
             By the name of an input, for each history an array of encoded values; of the context with one value.
         Raises:
@@ -141,18 +141,22 @@ class RequestEncoder(tf.Module):
                     f"`{argument}`: the model reads no column {unknown[0]!r}. It reads: {', '.join(known) or 'none'}."
                 )
             for name, rows in given.items():
-                rows = [[row] for row in rows] if of_request else rows
+                if of_request:
+                    is_one = isinstance(rows, str) or not hasattr(rows, "__len__")
+                    rows = [[row] for row in ([rows] * len(lengths) if is_one else rows)]
                 wanted = [1] * len(lengths) if of_request else list(lengths)
-                if (received := list(map(len, rows))) != wanted:
-                    raise ValueError(
-                        f"`{argument}`: {name!r} must have a value for each {'history' if of_request else 'item'}: {wanted}. "
-                        f"Received: {received}."
-                    )
+                received = list(map(len, rows))
+                if received != wanted:
+                    pairs = zip(received, wanted, strict=False)
+                    each = "history" if of_request or len(received) != len(wanted) else "item"
+                    a, b = next((pair for pair in pairs if pair[0] != pair[1]), (len(received), len(wanted)))
+                    raise ValueError(f"`{argument}`: {name!r} must have a value for each {each}: {b}. Received: {a}.")
                 flat = [value for row in rows for value in row]
-                if known[name].spec().dtype == tf.string:
+                dtype = known[name].spec().dtype
+                if dtype == tf.string:
                     raw = np.array(["" if value is None or value != value else str(value) for value in flat], object)
                 else:
                     raw = np.array(flat, np.float32)  # None becomes NaN
-                values = tf.convert_to_tensor(self.encoder.encode(name, tf.constant(raw)))
+                values = tf.convert_to_tensor(self.encoder.encode(name, tf.constant(raw, dtype)))
                 encoded[known[name].name] = np.split(values.numpy(), np.cumsum(wanted)[:-1])
         return encoded

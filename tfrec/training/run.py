@@ -44,7 +44,7 @@ from tfrec.exceptions import DataMismatchError
 from tfrec.formats import check_format
 from tfrec.index.answers import Answers
 from tfrec.index.filters import build_filter
-from tfrec.index.inputs import RequestEncoder
+from tfrec.index.inputs import RequestEncoder, request_inputs
 from tfrec.models.new_items import as_table
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
@@ -308,14 +308,9 @@ class Run:
             None if timestamps is None else [np.asarray(t, np.int64) for t in ([timestamps] if is_one else timestamps)]
         )
         names = (*(allow or {}), *(deny or {}))
-        answers = self._answers(tuple(sorted(set(names))))
         of_events = {name: [values] if is_one else values for name, values in (events or {}).items()}
-        of_requests = {
-            name: values if isinstance(values, list | tuple | np.ndarray) else [values] * len(known)
-            for name, values in (context or {}).items()
-        }
-        features = RequestEncoder(answers.inputs).of_columns([len(one) for one in known], of_events, of_requests)
-        items, scores = answers.recommend(
+        features = self._encoder.of_columns([len(one) for one in known], of_events, context or {})
+        items, scores = self._answers(tuple(sorted(set(names)))).recommend(
             known,
             k,
             exclude=self.vocabulary.encode(_text(exclude)),
@@ -330,6 +325,10 @@ class Run:
         return Recommendations(ids[0], scores[0]) if is_one else Recommendations(ids, scores)
 
     @cached_property
+    def _encoder(self) -> RequestEncoder:
+        return RequestEncoder(request_inputs(self.model.sequence_tower, self.features))
+
+    @cached_property
     def _answers_by_filter(self) -> dict[tuple[str, ...], Answers]:
         return {}
 
@@ -337,10 +336,9 @@ class Run:
         """The rules of an answer with a filter by some columns, made once."""
         made = self._answers_by_filter
         if filters not in made:
-            item_filter = build_filter(filters, self.items)
-            model, counts = as_table(self.model), self.items["num_events"]
-            own = {"repeats": self.repeats, "features": self.features}
-            made[filters] = Answers(model, counts, item_filter=item_filter, **own)
+            own: dict[str, Any] = {"repeats": self.repeats, "features": self.features}
+            own["item_filter"] = build_filter(filters, self.items)
+            made[filters] = Answers(as_table(self.model), self.items["num_events"], **own)
         return made[filters]
 
     def cold_items(self, data: PreparedData | str | os.PathLike | None = None) -> ColdItems:
