@@ -8,8 +8,8 @@ row. A test holds the two together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
@@ -113,7 +113,10 @@ class PackedBatches:
         inputs["is_real"]  bool, True = real item
         inputs["end"]      int32, the column after the newest item of the history of a position; only of packed rows
         inputs["timestamps"], inputs["request_times"]   int64, when each item and the one after it were; only with `timestamp`
+        inputs["events"]   dict, the columns of `events` by name, of the event at each position; only with `events`
+        inputs["context"]  dict, the columns of `context`, of the event after each position, and those of `users`
         target             int32, the item that followed each position; without targets, the history
+        sample_weight      float32, the weight of the event after each position; a third member of the batch, only with `weight`
 
     Each iteration is an epoch, its order drawn from `(seed, epoch)` alone, so that a resumed run sees the same batches.
     Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination". Differs from the source: best-fit
@@ -140,6 +143,11 @@ class PackedBatches:
             not see the older ones. Every item is still learned from.
         reorder_rate: float in [0, 1]: the share of items that an epoch lets change places with the next, where it has not
             changed places itself.
+        events: arrays of shape `(events,)` by name, which go along with their items. Default: none.
+        context: arrays of shape `(events,)` by name, of the event that is to be found; then the event at `ends[i]` must exist.
+            Default: none.
+        users: arrays of shape `(histories,)` by name, which go to the context. Default: none.
+        weight: float `(events,)`, how much each event counts as a target. Default: batches have no weights.
         is_packed: bool, whether rows hold several histories. Otherwise each history has a row of its own, with padding on the
             left, for towers that do not know `end`. Default: True.
     Raises:
@@ -161,12 +169,18 @@ class PackedBatches:
         crop_rate: float = 0.0,
         reorder_rate: float = 0.0,
         is_packed: bool = True,
+        events: Mapping[str, np.ndarray] | None = None,
+        context: Mapping[str, np.ndarray] | None = None,
+        users: Mapping[str, np.ndarray] | None = None,
+        weight: np.ndarray | None = None,
     ) -> None:
         if crop_rate and not is_packed:
             raise ValueError("`crop_rate` cuts a history in two within a row, which takes packed rows: leave it at 0.")
         self.is_packed = is_packed
         self.item_index, self.timestamp, self.ends = item_index, timestamp, np.asarray(ends)
         self.ticks_per_second = ticks_per_second
+        self.events, self.context, self.users = events or {}, context or {}, users or {}
+        self.weight = weight
         self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
         self.crop_rate, self.reorder_rate = crop_rate, reorder_rate
@@ -196,6 +210,8 @@ class PackedBatches:
         seed: int,
         windows: bool = False,
         has_times: bool = False,
+        has_features: bool = False,
+        weights: Sequence[str] = (),
         crop_rate: float = 0.0,
         reorder_rate: float = 0.0,
         is_packed: bool = True,
@@ -203,6 +219,8 @@ class PackedBatches:
         """Every position of the training part is an example: it predicts the next item of its user.
 
         A user with more than `max_length` of them gives the newest; with `windows`, as many rows as hold them all.
+        `has_times` and `has_features` add the times, and the columns of events and users, that the data has. Batches have weights
+        where the split has `targets`, whose other events weigh 0, or `weights` are given; see `event_weights`.
         `crop_rate` and `reorder_rate` are two of the augmentations of CL4SRec (Xie et al. 2022), here of histories to learn
         from, without a contrastive loss; the third, hidden items, is `mask_rate` of the tower.
         """
@@ -215,6 +233,8 @@ class PackedBatches:
             split.data.item_index,
             starts[user],
             ends[user] - max_length * back,
+            **(split.data.model_inputs(user) if has_features else {}),
+            weight=split.weights(weights),
             max_length=max_length,
             batch_positions=batch_positions,
             seed=seed,
@@ -229,12 +249,12 @@ class PackedBatches:
         """Batches in an epoch."""
         return -(-self._num_rows // self.rows)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        for _, _, inputs, target in self.with_members():
-            yield inputs, target
+    def __iter__(self) -> Iterator[tuple]:
+        for _, _, *batch in self.with_members():
+            yield tuple(batch)
 
-    def with_members(self) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]]:
-        """An epoch of `(members, newest, inputs, target)`.
+    def with_members(self) -> Iterator[tuple]:
+        """An epoch of `(members, newest, inputs, target)`, with `weight` also `sample_weight`.
 
         `members` are the histories in the batch; `newest`, where their newest items stand in `history.reshape(-1)`.
         """
@@ -254,8 +274,8 @@ class PackedBatches:
 
     def _batch(
         self, members: np.ndarray, newest: np.ndarray, end: np.ndarray, rng: np.random.Generator | None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The inputs and the target of a batch that holds `members` at `newest`."""
+    ) -> tuple:
+        """The inputs, the target and perhaps the weights of a batch that holds `members` at `newest`."""
         lengths = self.lengths[members]
         back = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(lengths.sum())  # steps from the newest
         place, event = np.repeat(newest, lengths) - back, np.repeat(self.ends[members] - 1, lengths) - back
@@ -277,13 +297,21 @@ class PackedBatches:
             return flat.reshape(self.rows, self.length)
 
         history = spread(self.item_index[item])
-        inputs = {"history": history, "is_real": spread(True, bool)}
+        inputs: dict[str, Any] = {"history": history, "is_real": spread(True, bool)}
         if self.is_packed:
             inputs["end"] = spread(end)
         if self.timestamp is not None:
             inputs["timestamps"] = spread(self.timestamp[event] // self.ticks_per_second, np.int64)
             inputs["request_times"] = spread(self.timestamp[event + 1] // self.ticks_per_second, np.int64)
-        return inputs, spread(self.item_index[target])
+        if self.events:
+            inputs["events"] = {name: spread(values[item], values.dtype) for name, values in self.events.items()}
+        if self.context or self.users:
+            of_event = {name: spread(values[event + 1], values.dtype) for name, values in self.context.items()}
+            user = np.repeat(members, lengths)
+            of_user = {name: spread(values[user], values.dtype) for name, values in self.users.items()}
+            inputs["context"] = of_event | of_user
+        batch = inputs, spread(self.item_index[target])
+        return batch if self.weight is None else (*batch, spread(self.weight[target], np.float32))
 
     def dataset(self) -> tf.data.Dataset:
         """The batches as a `tf.data.Dataset` that prepares the next ones while the model works."""
@@ -294,6 +322,9 @@ class PackedBatches:
         inputs = {"history": ints, "is_real": tf.TensorSpec(shape, tf.bool)}
         inputs |= {"end": ints} if self.is_packed else {}
         inputs |= {} if self.timestamp is None else {"timestamps": times, "request_times": times}
-        signature = (inputs, ints)
+        for use, columns in (("events", self.events), ("context", {**self.context, **self.users})):
+            if columns:
+                inputs[use] = {name: tf.TensorSpec(shape, values.dtype) for name, values in columns.items()}
+        signature = (inputs, ints, *([] if self.weight is None else [tf.TensorSpec(shape, tf.float32)]))
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(tf.data.AUTOTUNE)

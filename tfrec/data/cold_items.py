@@ -60,6 +60,7 @@ class ColdItems:
             vocabulary=Vocabulary(items["item_id"].to_pylist()),
             item_index=self._new_index[data.item_index[kept]],
             timestamp=data.timestamp[kept],
+            event_columns={name: values[kept] for name, values in data.event_columns.items()},
             offsets=self._known_before[data.offsets],
             items=items,
             features=data.features | {"items": [fit_again(f, items) for f in data.features.get("items", [])]},

@@ -25,6 +25,10 @@ COMMON_NAMES = {
     "title": ("title", "name", "item_name", "product_name", "movie_title"),
 }
 """Names of columns in public logs, most specific first, compared in lower case."""
+EVENT = "event:"
+"""Begins the role of a column of the log that was named to be read along; the rest is its name."""
+SHOWN = 10
+"""Columns that are left out by name in a note."""
 EVENT_TYPES = ("event", "event_type", "eventtype", "event_name", "behavior", "behavior_type", "action", "action_type")
 """Names of columns that tell what kind of event a row is."""
 
@@ -46,7 +50,8 @@ def choose_columns(
 
     Args:
         names: the columns there are; an empty name is no column.
-        told: column names by role, `user`, `item`, `time` and perhaps `tie`; a role without one is guessed, but for `tie`.
+        told: column names by role: `user`, `item` and `time`, which are guessed where none is named; `tie`; and roles that begin
+            with `EVENT`.
         where: how errors name the log.
         notes: a list that each guess is added to, for a person to read.
         samples: some rows of each of some files, to find a column of times in. Default: none.
@@ -81,14 +86,19 @@ def choose_columns(
             )
         if name is None and guess is not None:
             notes.append(f"{role} column: {guess!r} ({how}; --{role} sets it)")
-    if told.get("tie"):
-        chosen["tie"] = _named(names, told, "tie", where)
+    for role in (role for role in told if role == "tie" or role.startswith(EVENT)):
+        if told[role]:
+            chosen[role] = _named(names, told, role, where)
     twice = first_twin(name for name in names if name in chosen.values())
     if twice is not None:
         raise ValueError(f"{where}: two columns have the name {twice!r}. Rename one of them.")
     kind = next((lower[n] for n in EVENT_TYPES if n in lower and lower[n] not in chosen.values()), None)
     if kind is not None:
         notes.append(f"column {kind!r} looks like the type of the event: rows of every type are read alike")
+    others = [name for name in names if name and name not in chosen.values()]
+    if others:
+        shown = ", ".join(map(repr, others[:SHOWN])) + (f" and {len(others) - SHOWN} more" * (len(others) > SHOWN))
+        notes.append(f"columns left out: {shown} (--event-feature and --context take some)")
     return chosen
 
 
@@ -106,5 +116,6 @@ def _named(names: Sequence[str], told: Mapping[str, str | None], role: str, wher
     name = told.get(role)
     if name is not None and name not in names:
         option = "--tie-break" if role == "tie" else f"--{role}"
+        option = "--event-feature or --context" if role.startswith(EVENT) else option
         raise ValueError(f"{where} has no column {name!r} ({option}). Its columns: {', '.join(names)}.")
     return name

@@ -46,19 +46,22 @@ class Events:
     Args:
         con: a DuckDB connection.
         has_tie: bool, whether rows have a value that orders equal times.
+        columns: names of the other columns of the rows, see `Rows.events`. Default: none.
     """
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, has_tie: bool) -> None:
-        self.con, self.has_tie = con, has_tie
+    def __init__(self, con: duckdb.DuckDBPyConnection, has_tie: bool, columns: Sequence[str] = ()) -> None:
+        self.con, self.has_tie, self.columns = con, has_tie, columns
         self.ids = {role: pa.array([], pa.string()) for role in ("user", "item")}
         """The distinct ids, in order of first appearance."""
+        self.values = {name: pa.array([], pa.string()) for name in columns}
+        """The distinct values of the other columns, in order of first appearance."""
         self._pointed: dict[tuple[int, str], bool] = {}  # (file, role): every id so far ends in .0
         self._batch: list[Rows] = []
         self._worker, self._roles = ThreadPoolExecutor(1), ThreadPoolExecutor(2)
         self._running: Future | None = None
         con.execute(
             'CREATE TABLE events (u INTEGER, i INTEGER, kind UTINYINT, "value" BIGINT, place BIGINT, position INTEGER'
-            f"{', tie VARCHAR' if has_tie else ''})"
+            f"{', tie VARCHAR' if has_tie else ''}{''.join(f', c{n} INTEGER' for n in range(len(columns)))})"
         )
 
     def add(self, file: int, rows: Rows) -> None:
@@ -83,7 +86,10 @@ class Events:
             self._running = None
 
     def _store(self, batch: Sequence[Rows]) -> None:
-        codes = dict(zip(self.ids, self._roles.map(lambda role: self._number(role, batch), self.ids), strict=True))
+        def number(role: str) -> np.ndarray:
+            return self._number(self.ids, role, [getattr(rows, role) for rows in batch])
+
+        codes = dict(zip(self.ids, self._roles.map(number, self.ids), strict=True))
         columns = {"u": codes["user"], "i": codes["item"]}
         for name in ("kind", "value", "place", "position"):
             columns[name] = np.concatenate([getattr(rows, name) for rows in batch])
@@ -91,17 +97,23 @@ class Events:
             # sequence text has none
             ties = [pa.nulls(len(rows), pa.string()) if rows.tie is None else rows.tie for rows in batch]
             columns["tie"] = pa.chunked_array(ties, pa.string())
+        for number_of, name in enumerate(self.columns):
+            # a file without one good row has no columns
+            values = [rows.events.get(name, pa.nulls(len(rows), pa.string())) for rows in batch]
+            columns[f"c{number_of}"] = self._number(self.values, name, values)
         table = pa.table(columns)
         self.con.register("batch", table)
         self.con.execute("INSERT INTO events SELECT * FROM batch")
         self.con.unregister("batch")
 
-    def _number(self, role: str, batch: Sequence[Rows]) -> np.ndarray:
-        """The numbers of a batch's ids; new ids are appended, so that earlier numbers stay."""
-        known = self.ids[role]
-        encoded = pa.chunked_array([known, *(getattr(rows, role) for rows in batch)], pa.string()).dictionary_encode()
-        self.ids[role] = encoded.chunk(0).dictionary
-        return np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])[len(known) :]
+    def _number(self, all_known: dict[str, pa.Array], name: str, batch: Sequence[pa.Array]) -> np.ndarray:
+        """The numbers of a batch's values, -1 where one is missing; new values are appended, so that earlier numbers stay."""
+        known = all_known[name]
+        encoded = pa.chunked_array([known, *batch], pa.string()).dictionary_encode()
+        all_known[name] = encoded.chunk(0).dictionary
+        numbers = [chunk.indices for chunk in encoded.chunks]
+        numbers = [pc.fill_null(number, -1) if number.null_count else number for number in numbers]
+        return np.concatenate([number.to_numpy() for number in numbers])[len(known) :]
 
     def close(self) -> None:
         """End the threads."""
@@ -173,29 +185,30 @@ class Events:
         return Times(unit, resolution, counts, True), refused
 
     def by_user(self, times: Times) -> Iterator[tuple[np.ndarray, ...]]:
-        """Batches of `(user, item, time, place, position)` by user and time; equal times in the order of the tie-break, then
-        of the log. The events of a user are in one batch."""
+        """Batches of `(user, item, time, place, position, *columns)` by user and time; equal times in the order of the tie-break,
+        then of the log. The events of a user are in one batch. `columns` are numbers of `values`, -1 where one is missing."""
         time = f"t // {NANOSECONDS[times.resolution]}" if times.is_given else "0::BIGINT"
         order = ["u", *(["t"] if times.is_given else [])]
         if self.has_tie:
             found = self.con.execute("SELECT count(tie), count(TRY_CAST(tie AS DOUBLE)) FROM events").fetchall()[0]
             number = ["TRY_CAST(tie AS DECIMAL(38, 9))", "TRY_CAST(tie AS DOUBLE)"]  # a double holds no 19 digits
             order += [f"{value} NULLS LAST" for value in (number if found[0] == found[1] else ["tie"])]
+        columns = "".join(f", c{n}" for n in range(len(self.columns)))
         reader = self.con.sql(
-            f"SELECT u, i, {time} AS t, place, position FROM {'timed' if times.is_given else 'events'} "
+            f"SELECT u, i, {time} AS t, place, position{columns} FROM {'timed' if times.is_given else 'events'} "
             f"ORDER BY {', '.join(order)}, place, position"
         ).to_arrow_reader(FETCH_ROWS)
         last_user: list[tuple[np.ndarray, ...]] = []  # batches, of which the next one may hold more
         for batch in reader:
-            columns = tuple(column.to_numpy() for column in batch.columns)
-            user = columns[0]
+            found = tuple(column.to_numpy() for column in batch.columns)
+            user = found[0]
             if not len(user):
                 continue
             cut = int(np.searchsorted(user, user[-1]))
             if cut or (last_user and last_user[0][0][0] != user[0]):
-                yield _joined([*last_user, tuple(column[:cut] for column in columns)])
+                yield _joined([*last_user, tuple(column[:cut] for column in found)])
                 last_user = []
-            last_user.append(tuple(column[cut:] for column in columns))
+            last_user.append(tuple(column[cut:] for column in found))
         if last_user:
             yield _joined(last_user)
 

@@ -115,18 +115,36 @@ def fit_feature(name: str, kind: str, column: pa.ChunkedArray, separator: str = 
         return dataclasses.replace(feature, width=raw_column(name, kind, column[:1], encoder=encoder).shape[1])
     raw = raw_column(name, kind, column)
     if kind in ("number", "date"):
-        known = raw[~np.isnan(raw)].astype(np.float64)
-        if not len(known):
-            return feature
-        spread = known.std()
-        skewness = ((known - known.mean()) ** 3).mean() / spread**3 if spread else 0.0
-        is_log = bool(kind == "number" and skewness > SKEWED and known.min() >= 0)
-        known = np.log1p(known) if is_log else known
-        return dataclasses.replace(feature, mean=float(known.mean()), stddev=float(known.std()) or 1.0, is_log=is_log)
+        return fit_number(feature, raw[~np.isnan(raw)].astype(np.float64))
     if kind == "vector":
         return dataclasses.replace(feature, width=raw.shape[1])
     table = fit_text(raw)
     return dataclasses.replace(feature, width=table.shape[1], table=table)
+
+
+def fit_number(feature: Feature, known: np.ndarray, counts: np.ndarray | None = None) -> Feature:
+    """A `number` or `date` with the mean, the deviation and the scale of its values.
+
+    >>> fit_number(Feature("price", "number"), np.array([1.0, 4.0]), np.array([2, 1])).mean
+    2.0
+
+    Args:
+        feature: `Feature`.
+        known: float64 array, the values.
+        counts: int array, how many rows have each of them. Default: one.
+    """
+    if not len(known):
+        return feature
+
+    def moments(values: np.ndarray) -> tuple[float, float]:
+        mean = np.average(values, weights=counts)
+        return float(mean), float(np.average((values - mean) ** 2, weights=counts) ** 0.5)
+
+    mean, spread = moments(known)
+    skewness = np.average((known - mean) ** 3, weights=counts) / spread**3 if spread else 0.0
+    is_log = bool(feature.kind == "number" and skewness > SKEWED and known.min() >= 0)
+    mean, spread = moments(np.log1p(known)) if is_log else (mean, spread)
+    return dataclasses.replace(feature, mean=mean, stddev=spread or 1.0, is_log=is_log)
 
 
 def fit_again(feature: Feature, table: pa.Table) -> Feature:
@@ -137,7 +155,7 @@ def fit_again(feature: Feature, table: pa.Table) -> Feature:
 
 
 def save_features(folder: str | os.PathLike, features: Mapping[str, Sequence[Feature]]) -> None:
-    """Write features, by whose they are (`items`, `events`, `users`), to a folder."""
+    """Write features, by whose they are (`items`, `events`, `context`, `users`), to a folder."""
     folder = Path(folder)
     tables = {f"{owner}.{f.name}": f.table for owner, own in features.items() for f in own if f.table is not None}
     text = json.dumps({owner: [f.to_dict() for f in own] for owner, own in features.items()}, ensure_ascii=False)

@@ -1,8 +1,9 @@
-"""Reads the properties of items."""
+"""Reads the properties of items and of users."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,24 +34,38 @@ def read_items(source: Any, reading: Reading | None = None, **options: Any) -> p
     Raises:
         ValueError: the file or one of its rows cannot be read, no column looks like the item id, or a row has none.
     """
-    log = reading or Reading()
+    return _read("item", source, reading or Reading(), options)
+
+
+def read_users(source: Any, reading: Reading | None = None, **options: Any) -> pa.Table:
+    """Read users with their properties: `user_id`, and the other columns as they are; see `read_items`.
+
+    >>> read_users(pa.table({"customer": [7.0], "Country": ["NO"]})).to_pydict()
+    {'user_id': ['7'], 'Country': ['NO']}
+    """
+    return _read("user", source, reading or Reading(), options)
+
+
+def _read(role: str, source: Any, log: Reading, options: Mapping[str, Any]) -> pa.Table:
+    """The properties of items or users; see `read_items`."""
     try:
         reading = replace(log, **({"format": None, "columns": (), "otherwise": log.format} | options))
     except TypeError as error:
         raise ValueError(
-            f"`items_options`: {str(error).split(') ')[-1]}; the fields of `Reading` can be set."
+            f"`{role}s_options`: {str(error).split(') ')[-1]}; the fields of `Reading` can be set."
         ) from None
     is_path = isinstance(source, str | os.PathLike)
-    table = read_table(source, reading) if is_path else as_table(source, "items")
-    where = f"`{source}`" if is_path else "`items`"
-    names = table.column_names
+    table = read_table(source, reading) if is_path else as_table(source, f"{role}s")
+    where = f"`{source}`" if is_path else f"`{role}s`"
+    names, id_ = table.column_names, f"{role}_id"
     lower = {name.strip().lower(): name for name in reversed(names)}
-    own = [n for n in (reading.item, *COMMON_NAMES["item"], "id") if n is not None]
+    own = [n for n in (reading.told[role], *COMMON_NAMES[role], "id") if n is not None]
     name = next((n for n in own if n in names), next((lower[n] for n in own if n in lower), None))
     if name is None:
-        raise ValueError(f"{where} has no item id. Its columns: {', '.join(names)}. Call one of them item_id.")
-    titles = [n for n in ("title", *(lower.get(n) for n in COMMON_NAMES["title"])) if n in names and n != name]
-    renamed = {name: "item_id"} | dict.fromkeys(titles[:1], "title")
+        raise ValueError(f"{where} has no {role} id. Its columns: {', '.join(names)}. Call one of them {id_}.")
+    of_titles = ("title", *(lower.get(n) for n in COMMON_NAMES["title"])) if role == "item" else ()
+    titles = [n for n in of_titles if n in names and n != name]
+    renamed = {name: id_} | dict.fromkeys(titles[:1], "title")
     names = [renamed.get(n, n) for n in names]
     twice = first_twin(names)
     if twice is not None:
@@ -60,13 +75,13 @@ def read_items(source: Any, reading: Reading | None = None, **options: Any) -> p
         texts = [words and " ".join(map(str, words)) for words in table["title"].to_pylist()]
         table = table.set_column(names.index("title"), "title", pa.array(texts, pa.string()))
     try:
-        ids, is_broken = as_text(table["item_id"].combine_chunks(), reading.null_values)
+        ids, is_broken = as_text(table[id_].combine_chunks(), reading.null_values)
     except ValueError as error:
-        raise ValueError(f"{where}: the item id column {error}.") from None
+        raise ValueError(f"{where}: the {role} id column {error}.") from None
     if ids.null_count or is_broken.any():
         row = pc.index(pc.or_(ids.is_null(), pa.array(is_broken)), True).as_py() + 1
-        raise ValueError(f"{where}, row {row}: the item id is missing or broken. Nothing was read.")
-    return table.set_column(table.column_names.index("item_id"), "item_id", without_point(ids))
+        raise ValueError(f"{where}, row {row}: the {role} id is missing or broken. Nothing was read.")
+    return table.set_column(table.column_names.index(id_), id_, without_point(ids))
 
 
 def _storable(column: pa.ChunkedArray) -> pa.ChunkedArray:

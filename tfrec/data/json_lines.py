@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tfrec.data.columns import EVENT
 from tfrec.data.rows import Part
 from tfrec.data.sources import Source
 from tfrec.data.vocabulary import id_text
@@ -142,14 +143,22 @@ def read_parts(source: Source, file: int, columns: Mapping[str, str]) -> Iterato
 
 def _value(value: Any, role: str) -> str | list | None:
     """A value as text; of a session, a list of texts."""
+    as_text = _event_text if role.startswith(EVENT) else id_text
     try:
         if isinstance(value, list | tuple) and role != "user":
-            return [id_text(v) for v in value]
-        return id_text(value)
+            return [as_text(v) for v in value]  # type: ignore[misc]
+        return as_text(value)
     except ValueError as error:
+        if role.startswith(EVENT):
+            raise ValueError(f"{role.removeprefix(EVENT)} is {error}") from None
         what = "the time" if role == "time" else "the tie-break" if role == "tie" else f"the {role} id"
         text = str(error)
         raise ValueError(text if text.startswith("broken") else f"{what} is {text}") from None
+
+
+def _event_text(value: Any) -> str | None:
+    """The value of a column of events as text."""
+    return str(value).lower() if isinstance(value, bool) else id_text(value)
 
 
 def column_names(source: Source, sample_rows: int) -> tuple[list[str], Sequence[dict[str, Any]]]:

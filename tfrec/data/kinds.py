@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from tfrec.data.features import MAX_VALUES, MIN_ROWS, Feature, fit_feature
 from tfrec.data.raw_columns import (
-    NUMBER,
     days_of,
     is_given,
     numbers_of,
@@ -23,7 +22,7 @@ from tfrec.data.raw_columns import (
     value_lists,
     values_of,
 )
-from tfrec.data.rows import is_list
+from tfrec.data.rows import NUMBER, is_list
 from tfrec.data.text import UNSPACED
 
 KINDS = ("category", "multi", "number", "date", "vector", "text")
@@ -40,7 +39,7 @@ PERSONAL_NAMES = re.compile(
     r"(^|_)(e_?mail|mail|(tele)?phone|mobile|fax|(sur|first|last|full|family|given|user|nick)_?name|(mail|street|ip)?_?address|street|"
     r"ip|ssn|passport|iban|birth_?(date|day)|date_of_birth|dob)(_?(number|no|addr|address|\d+))?s?$"
 )
-"""Names of columns, in the form of `_plain_name`, of data about people."""
+"""Names of columns, in the form of `plain_name`, of data about people."""
 PERSONAL_VALUES = {
     "e-mail addresses": r"^[^@\s]+@[^@\s]+\.[A-Za-z]{2,}$",
     "phone numbers": (
@@ -80,7 +79,7 @@ def tell_kind(name: str, column: pa.ChunkedArray, *, is_named: bool = False) -> 
         column: PyArrow column.
         is_named: bool, whether somebody asked for the column: then it is taken, if it can be read at all.
     """
-    if not is_named and PERSONAL_NAMES.search(_plain_name(name)):
+    if not is_named and PERSONAL_NAMES.search(plain_name(name)):
         return Told(None, reason="left out: its name says personal data")
     array = plain_array(column)
     type_ = array.type
@@ -171,12 +170,12 @@ def named_kinds(named: Mapping[str, str] | None, columns: Collection[str], argum
         if name not in columns:
             there = ", ".join(columns) or "none"
             raise ValueError(
-                f"`{argument}`: there is no column {name!r} to make a feature of.{_meant(name, columns)} The columns: {there}."
+                f"`{argument}`: there is no column {name!r} to make a feature of.{meant(name, columns)} The columns: {there}."
             )
         found, colon, separator = kind.partition(":")
         if found not in (*KINDS, NONE, TOLD) or (colon and (found != "multi" or not separator)):
             raise ValueError(
-                f"`{argument}`: {kind!r} is no kind for column {name!r}.{_meant(found, KINDS)} The kinds: {', '.join(KINDS)}; "
+                f"`{argument}`: {kind!r} is no kind for column {name!r}.{meant(found, KINDS)} The kinds: {', '.join(KINDS)}; "
                 f"`multi:|` for values between `|`; {NONE} leaves a column out, {TOLD} tells the kind from its values."
             )
         kinds[name] = found, separator
@@ -205,16 +204,16 @@ def describe_feature(entry: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)} ({entry['reason']})"
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name in lower case with `_` between words.
 
-    >>> _plain_name("authorEmail"), _plain_name("IP address")
+    >>> plain_name("authorEmail"), plain_name("IP address")
     ('author_email', 'ip_address')
     """
     return re.sub(r"\W+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())).lower()
 
 
-def _meant(word: str, words: Collection[str]) -> str:
+def meant(word: str, words: Collection[str]) -> str:
     """A question after the word that is nearest to a wrong one."""
     close = [] if word in words else difflib.get_close_matches(word, words, 1)
     return f" Did you mean {close[0]!r}?" if close else ""
@@ -278,7 +277,7 @@ def _number(name: str, array: pa.Array, numbers: pa.Array, is_named: bool) -> To
         if num_values == 1 and len(found) == len(array):
             return Told(None, reason="left out: every row has the same value")
     if pc.all(pc.equal(pc.floor(found), found)).as_py():
-        if ID_NAMES.search(_plain_name(name)):
+        if ID_NAMES.search(plain_name(name)):
             return _category(values_of(name, array).drop_null(), len(array), is_named)
         low, high = pc.min_max(found).as_py().values()
         if num_values > 1 and YEARS[0] <= low and high <= YEARS[1]:

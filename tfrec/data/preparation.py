@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 
 from tfrec.data.arrays import ArrayWriter, bincount, pieces
 from tfrec.data.database import connect
+from tfrec.data.event_columns import EventColumn, encode_events, event_columns, fit_users
 from tfrec.data.events import SORT_MEMORY, Events, Times, count_by_user, is_duplicate, rare
-from tfrec.data.items import read_items
+from tfrec.data.items import read_items, read_users
 from tfrec.data.kinds import fit_table, named_kinds
 from tfrec.data.prepared import FORMAT, MANIFEST, NO_ROWS, PreparedData
 from tfrec.data.readers import Reading, read_files, read_frame, sources_of
@@ -33,8 +34,8 @@ from tfrec.version import __version__
 
 NUM_READERS = 2
 """Parts of a log that are read at a time."""
-NO_FEATURES = ("item_id", "num_events")
-"""Columns of items that a model reads in another way."""
+NO_FEATURES = ("item_id", "user_id", "num_events")
+"""Columns of items and users that a model reads in another way."""
 DUPLICATES = ("drop", "keep", "refuse")
 
 
@@ -57,6 +58,11 @@ def prepare(
     items_options: Mapping[str, Any] | None = None,
     item_features: Mapping[str, str] | None = None,
     text_encoder: str | None = None,
+    event_features: Mapping[str, str] | Sequence[str] | None = None,
+    context: Mapping[str, str] | Sequence[str] | None = None,
+    users: Any = None,
+    users_options: Mapping[str, Any] | None = None,
+    user_features: Mapping[str, str] | None = None,
     time_format: str | None = None,
     tie_break: str | None = None,
     duplicates: str = "drop",
@@ -103,6 +109,13 @@ def prepare(
             `manifest["item_features"]` says what was told.
         text_encoder: str, the sentence encoder (of the package sentence-transformers) that makes vectors of text. Default: none,
             vectors of text are learned from the catalogue.
+        event_features: names of columns of the log that a model reads of each event of a history, such as the type of the event;
+            or a dict with their kinds: `category`, `number`, or `auto`, told from the values. A row whose value is no number is
+            refused where a column was named as `number`. Default: none.
+        context: the same of the event that is to be found, such as the device of a request. Default: none.
+        users: a file or a data frame of user properties: a user id, anything else. Default: none.
+        users_options: see `items_options`.
+        user_features: the kinds of columns of `users`; see `item_features`. A model reads categories and numbers.
         time_format: str, the format of times in the letters of `strftime`. Default: numbers or ISO 8601.
         tie_break: str, the column that orders events of equal times: as numbers, if all are. Default: the order of the log.
         duplicates: str, what becomes of a row with the user, item and time of an earlier one: `drop`, `keep` or `refuse`.
@@ -125,6 +138,7 @@ def prepare(
         log = [log]
     if not 0 <= max_refused <= 1:
         raise ValueError(f"`max_refused` must be a share between 0 and 1. Received: {max_refused}.")
+    named = event_columns(event_features, context)
     reading = Reading(
         format,
         user,
@@ -139,14 +153,17 @@ def prepare(
         null_values,
         time_format,
         encoding,
+        events=[column.name for column in named],
     )
     notes: list[str] = []
     with contextlib.ExitStack() as opened:
         aside = opened.enter_context(_work_folder(out, overwrite))
         con = opened.enter_context(_database(aside))
         properties = None if items is None else read_items(items, reading, **(items_options or {}))
-        there = [] if properties is None else [n for n in properties.column_names if n not in NO_FEATURES]
-        named_kinds(item_features, there, "item_features")  # wrong names are told before the log is read
+        of_users = None if users is None else read_users(users, reading, **(users_options or {}))
+        # wrong names are told before the log is read
+        named_kinds(item_features, _columns(properties), "item_features")
+        named_kinds(user_features, _columns(of_users), "user_features")
         if isinstance(log, list | tuple):
             sources = sources_of(log, reading)
             files, given = [source.name for source in sources], [os.fspath(path) for path in log]
@@ -154,14 +171,15 @@ def prepare(
         else:
             files = given = ["(in memory)"]
             parts = read_frame(log, reading, notes)
-        events = opened.enter_context(contextlib.closing(Events(con, has_tie=tie_break is not None)))
-        refused, num_rows = _read(parts, events, files, reading)
+        events = opened.enter_context(contextlib.closing(Events(con, tie_break is not None, reading.events)))
+        numbers = [column.name for column in named if column.kind == "number"]
+        refused, num_rows = _read(parts, events, files, reading, numbers)
         try:
             times, late = events.times(notes)
             refused.append(late)
             _limit_refused(refused, num_rows, files, max_refused)
-            arrays, users_of, catalogue, counts, repeated = _collect(
-                events, times, aside, duplicates, min_user_events, min_item_events
+            arrays, users_of, catalogue, counts, repeated, encoded = _collect(
+                events, times, named, aside, duplicates, min_user_events, min_item_events
             )
         except duckdb.Error as error:
             text = str(error).splitlines()[0]
@@ -182,15 +200,21 @@ def prepare(
         vocabulary = Vocabulary(catalogue["item_id"].to_pylist())
         manifest |= {"num_users": len(users_of), "num_items": len(vocabulary), "num_events": num_events}
         if properties is not None:
-            catalogue, counts = _with_properties(catalogue, properties, notes)
+            catalogue, counts = _with_properties("item", catalogue, properties, notes)
             manifest |= counts
         of_items, told = fit_table(catalogue, item_features, encoder=text_encoder, without=NO_FEATURES)
-        features = {"items": of_items} if of_items else {}
-        manifest |= {"item_features": told}
+        columns, features, told_of_events = encoded
+        features |= {"items": of_items} if of_items else {}
+        manifest |= {"item_features": told} | ({"event_features": told_of_events} if named else {})
+        if of_users is not None:
+            users_of, counts = _with_properties("user", users_of, of_users, notes)
+            known, told = fit_users(users_of, user_features, columns, NO_FEATURES)
+            features |= {"users": known} if known else {}
+            manifest |= counts | {"user_features": told}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest |= {"notes": list(dict.fromkeys(notes)), "source": given, "created": now, **(about or {})}
         tables = {"items": catalogue, "users": users_of, "refused": table}
-        data = PreparedData(vocabulary, *arrays, manifest, **tables, features=features)
+        data = PreparedData(vocabulary, *arrays, manifest, **tables, features=features, event_columns=columns)
         if aside is None:
             return data
         data.write_tables(aside)
@@ -199,7 +223,11 @@ def prepare(
 
 
 def _read(
-    parts: Iterator[Callable[[], Part]], events: Events, files: Sequence[str], reading: Reading
+    parts: Iterator[Callable[[], Part]],
+    events: Events,
+    files: Sequence[str],
+    reading: Reading,
+    numbers: Sequence[str],
 ) -> tuple[list[pa.Table], int]:
     """Read and check the parts of a log, some at a time, in order; return the refused rows, and how many rows there are."""
     refused: list[pa.Table] = []
@@ -209,7 +237,7 @@ def _read(
     def read(part: Callable[[], Part]) -> tuple[int, Rows]:
         rows = part()
         try:
-            return rows.file, check(rows, reading.null_values, reading.time_format)
+            return rows.file, check(rows, reading.null_values, reading.time_format, numbers)
         except ValueError as error:
             raise ValueError(f"`{files[rows.file]}`: {error}. Nothing was read.") from None
 
@@ -256,30 +284,39 @@ def _refused_rows(refused: Sequence[pa.Table], files: Sequence[str]) -> pa.Table
 
 
 def _collect(
-    events: Events, times: Times, folder: Path | None, duplicates: str, min_user_events: int, min_item_events: int
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], pa.Table, pa.Table, dict[str, Any], pa.Table]:
+    events: Events,
+    times: Times,
+    named: Sequence[EventColumn],
+    folder: Path | None,
+    duplicates: str,
+    min_user_events: int,
+    min_item_events: int,
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], pa.Table, pa.Table, dict[str, Any], pa.Table, tuple]:
     """Sort the events, drop duplicates and rare users and items.
 
     Returns:
-        `(arrays, users, catalogue, counts, repeated)`: `item_index`, `timestamp` and `offsets`, in files of `folder` where there
-        is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest; the
-        duplicates that are refused.
+        `(arrays, users, catalogue, counts, repeated, encoded)`: `item_index`, `timestamp` and `offsets`, in files of `folder` where
+        there is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest; the
+        duplicates that are refused; the columns of events, see `encode_events`.
     """
     lengths, item_counts = (np.zeros(len(events.ids[role]), np.int64) for role in ("user", "item"))
     indexes, stamps = ArrayWriter(folder, "item_index", np.int32), ArrayWriter(folder, "timestamp", np.int64)
+    others = [ArrayWriter(folder, f"event_{number}", np.int32) for number in range(len(named))]
     twice: list[np.ndarray] = []
-    for user, item, time, place, position in events.by_user(times):
+    for user, item, time, place, position, *codes in events.by_user(times):
         if times.is_given and duplicates != "keep":
             is_twice = is_duplicate(user, item, time, position)
             twice.append(place[is_twice])
-            user, item, time = (values[~is_twice] for values in (user, item, time))
+            user, item, time, *codes = (values[~is_twice] for values in (user, item, time, *codes))
         lengths[user[0] : user[-1] + 1] += np.bincount(user - user[0])
         item_counts += np.bincount(item, minlength=len(item_counts))
         indexes.append(item + FIRST_ITEM_INDEX)
         stamps.append(time)
+        for writer, code in zip(others, codes, strict=True):
+            writer.append(code)
     item_index, timestamp = indexes.finish(), stamps.finish()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    before = len(item_index)
+    before, kept = len(item_index), None
     if min_user_events > 1 or min_item_events > 1:
         kept = rare(item_index, offsets, len(item_counts) + FIRST_ITEM_INDEX, min_user_events, min_item_events)
         if not kept.any():
@@ -294,6 +331,7 @@ def _collect(
         lengths = count_by_user(kept, offsets)
         item_index, timestamp = indexes.finish(), stamps.finish()
         item_counts = bincount(item_index, len(item_counts) + FIRST_ITEM_INDEX)[FIRST_ITEM_INDEX:]
+    encoded = encode_events(named, [writer.finish() for writer in others], events.values, kept, folder)
     has_user, has_item = lengths > 0, item_counts > 0
     if not has_item.all():
         renumbered = np.cumsum(has_item, dtype=np.int32) + (FIRST_ITEM_INDEX - 1)
@@ -317,24 +355,38 @@ def _collect(
         lines = np.sort(places[places // PLACES == file] % PLACES)
         refused.append(refused_table(int(file), lines.tolist(), ["duplicate of an earlier row"] * len(lines)))
     repeated = pa.concat_tables([refused_table(0, [], []), *refused])
-    return (item_index, timestamp, borders.finish()), users, catalogue, counts, repeated
+    return (item_index, timestamp, borders.finish()), users, catalogue, counts, repeated, encoded
 
 
-def _with_properties(catalogue: pa.Table, properties: pa.Table, notes: list[str]) -> tuple[pa.Table, dict[str, int]]:
-    """The catalogue with the properties of its items; of an item with several rows, the first counts."""
-    given = properties["item_id"].combine_chunks()
-    row = pc.index_in(catalogue["item_id"].combine_chunks(), value_set=given)  # the first of equals
+def _columns(properties: pa.Table | None) -> list[str]:
+    """The columns of an item or user file that may be features."""
+    return [] if properties is None else [name for name in properties.column_names if name not in NO_FEATURES]
+
+
+def _with_properties(
+    role: str, table: pa.Table, properties: pa.Table, notes: list[str]
+) -> tuple[pa.Table, dict[str, int]]:
+    """The catalogue, or the users, with their properties; of an item or user with several rows, the first counts."""
+    id_, a = f"{role}_id", {"item": "an item", "user": "a user"}[role]
+    given, own = properties[id_].combine_chunks(), table[id_].combine_chunks()
+    row = pc.index_in(own, value_set=given)  # the first of equals
     for name in properties.column_names:
         if name == "num_events":
-            notes.append("column 'num_events' of the item file is left out: it is counted from the log")
-        elif name != "item_id":
-            catalogue = catalogue.append_column(name, properties[name].take(row))
+            notes.append(f"column 'num_events' of the {role} file is left out: it is counted from the log")
+        elif name != id_:
+            table = table.append_column(name, properties[name].take(row))
     twice = len(given) - pc.count_distinct(given).as_py()
     if row.null_count:
-        notes.append(f"{row.null_count} of {len(row)} items have no row in the item file")
+        notes.append(f"{row.null_count} of {len(row)} {role}s have no row in the {role} file")
     if twice:
-        notes.append(f"{twice} rows of the item file repeat an item: the first row of each counts")
-    return catalogue, {"num_items_without_properties": row.null_count, "num_repeated_items": twice}
+        notes.append(f"{twice} rows of the {role} file repeat {a}: the first row of each counts")
+    counts = {f"num_{role}s_without_properties": row.null_count, f"num_repeated_{role}s": twice}
+    if role == "user":
+        absent = pc.count_distinct(given).as_py() - (len(row) - row.null_count)
+        counts["num_users_without_events"] = absent
+        if absent:
+            notes.append(f"{absent} users of the user file have no event in the log")
+    return table, counts
 
 
 @contextlib.contextmanager

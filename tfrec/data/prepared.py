@@ -2,11 +2,12 @@
 
 manifest.json     format, tfrec's version, counts, refused rows by reason, what was guessed
 vocabulary.json   item ids in index order
-users.parquet     `user_id`, in row order
+users.parquet     `user_id` and the properties of the user, in row order
 items.parquet     `item_id`, `num_events` and the properties of the item (title, genres, ...), in index order
 item_index.npy    int32 [events]: the users' histories, one after the other, oldest event first
 timestamp.npy     int64 [events]: since 1970, in the `time_resolution` of the manifest; 0 where the log has no times
 offsets.npy       int64 [users + 1]: user u owns events offsets[u] : offsets[u + 1]
+event_0.npy       int32 or float32 [events]: the first of the `event_columns` of the manifest, event_1.npy the second, and so on
 refused.csv       file, line and reason of each refused row
 features.json     what was learned of columns that a model may read, where there are any, and the tables of text features.npz
 
@@ -67,9 +68,13 @@ class PreparedData:
         manifest: dict, content of `manifest.json`; `{}` for data that no log was prepared for.
         items: PyArrow table, the properties of the items in index order: `item_id`, `num_events`, perhaps `title` and others.
             Default: those two.
-        users: PyArrow table, `user_id` in row order. Default: the row numbers as text.
+        users: PyArrow table, `user_id` and perhaps other columns in row order. Default: the row numbers as text.
         refused: PyArrow table, `file`, `line` and `reason` of each refused row. Default: no row.
-        features: dict, lists of `Feature` by whose they are: `"items"` those of the columns of `items`. Default: none.
+        features: dict, lists of `Feature` by whose they are: `"items"` and `"users"` those of the columns of `items` and `users`;
+            `"events"` those of the `event_columns` that are read at the positions of a history, `"context"` of the event that is to
+            be found. Default: none.
+        event_columns: dict, by name arrays of shape `(num_events,)`: int32 for a category (0 = missing, 1 = unknown, else a value
+            of the feature), float32 for a number (NaN = missing). Default: none.
         folder: Path where it lies. Default: None, in memory.
     """
 
@@ -82,6 +87,7 @@ class PreparedData:
     users: pa.Table = field(default=None, repr=False)
     refused: pa.Table = field(default_factory=lambda: NO_ROWS, repr=False)
     features: dict[str, list[Feature]] = field(default_factory=dict, repr=False)
+    event_columns: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -121,6 +127,10 @@ class PreparedData:
             users=pa.parquet.read_table(folder / USERS),
             refused=refused,
             features=load_features(folder),
+            event_columns={
+                name: np.load(folder / f"event_{number}.npy", mmap_mode="r")
+                for number, name in enumerate(manifest.get("event_columns", ()))
+            },
             folder=folder,
         )
 
@@ -146,6 +156,8 @@ class PreparedData:
         try:
             for name in ARRAYS:
                 np.save(aside / f"{name}.npy", getattr(self, name))
+            for number, values in enumerate(self.event_columns.values()):
+                np.save(aside / f"event_{number}.npy", values)
             self.write_tables(aside)
             aside.rename(folder)
         finally:
@@ -161,6 +173,7 @@ class PreparedData:
         if any(self.features.values()):
             save_features(folder, self.features)
         manifest = {"format_version": FORMAT, "tfrec_version": __version__} | self.manifest
+        manifest |= {"event_columns": list(self.event_columns)} if self.event_columns else {}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
 
     @property
@@ -186,6 +199,37 @@ class PreparedData:
         return times if self.ticks_per_second == 1 else times // self.ticks_per_second
 
     @cached_property
+    def user_columns(self) -> dict[str, np.ndarray]:
+        """The properties of users that a model reads, encoded: by name arrays of shape `(num_users,)`, see `event_columns`.
+
+        Raises:
+            ValueError: a property is neither a category nor a number.
+        """
+        features = self.features.get("users", [])
+        for feature in features:
+            if feature.kind not in ("category", "number"):
+                raise ValueError(
+                    f"Column {feature.name!r} of users is {feature.kind}: a property of users is category or number."
+                )
+        if not features:
+            return {}
+        from tfrec.data.encoding import encode_table  # takes TensorFlow, which data alone does not
+
+        return encode_table(features, self.users)[0]
+
+    def model_inputs(self, users: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """The columns that a model reads, as `events`, `context` and `users` of `PackedBatches`.
+
+        Args:
+            users: int array, the user of each history.
+        """
+        columns = {
+            use: {feature.name: self.event_columns[feature.name] for feature in self.features.get(use, [])}
+            for use in ("events", "context")
+        }
+        return columns | {"users": {name: values[users] for name, values in self.user_columns.items()}}
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64, shape `(num_users,)`: the number of events of each user."""
         return np.diff(self.offsets)
@@ -201,13 +245,16 @@ class PreparedData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of item ids, events, times and the borders of users: equal for the same log, wherever it lies."""
+        """A hash of item ids, events with times and columns, and the borders of users: equal for the same log, wherever it lies."""
         found = hashlib.sha256()
         found.update("\0".join(self.vocabulary.item_ids).encode())
         if self.ticks_per_second > 1:
             found.update(f"{self.ticks_per_second}".encode())
-        for name, dtype in zip(ARRAYS, (np.int32, np.int64, np.int64), strict=True):
-            values = getattr(self, name)
+        arrays = [
+            (name, getattr(self, name), dtype)
+            for name, dtype in zip(ARRAYS, (np.int32, np.int64, np.int64), strict=True)
+        ]
+        for name, values, dtype in [*arrays, *((n, v, v.dtype) for n, v in self.event_columns.items())]:
             found.update(f"{name} {len(values)}".encode())
             step = HASH_BYTES // values.itemsize
             for first in range(0, len(values), step):
@@ -223,7 +270,10 @@ class PreparedData:
     def describe(self) -> dict[str, Any]:
         """Users, items, events, length quantiles, time span, sparsity, item features: the figures of `tfrec prepare --describe`."""
         first, last, num_tied = self._times()
-        features = {n: describe_feature(entry) for n, entry in self.manifest.get("item_features", {}).items()}
+        features = {
+            f"{whose} features": {n: describe_feature(e) for n, e in self.manifest.get(f"{whose}_features", {}).items()}
+            for whose in ("item", "event", "user")
+        }
 
         def day(ticks: int) -> str:
             return f"{datetime.datetime.fromtimestamp(ticks // self.ticks_per_second, datetime.UTC):%Y-%m-%d %H:%M:%S}"
@@ -237,7 +287,7 @@ class PreparedData:
             "resolution of times": self.manifest.get("time_resolution", "s") if last else None,
             "events with the time of another of their user": round(num_tied / self.num_events, 6) if last else None,
             "sparsity": round(1 - self.num_events / (self.num_users * self.num_items), 6),
-        } | ({"item features": features} if features else {})
+        } | {name: of_columns for name, of_columns in features.items() if of_columns}
 
     def _times(self) -> tuple[int, int, int]:
         """The first and the last known time, and how many events share user and time with another one; zeros without times."""

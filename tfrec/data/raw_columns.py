@@ -11,15 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfrec.data.database import connect
-from tfrec.data.rows import as_text, is_list
+from tfrec.data.rows import NUMBER, as_text, is_list
 
 BAR = "|"
 MAX_LIST = 64
 """Values of a row of a `multi` column that are read: the first."""
 LARGEST = float(np.finfo(np.float32).max)
 """A larger number is read as this one."""
-NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
-"""A number in text. DuckDB's casts take 0x10, 1_000 and infinity as well."""
 TICKS_PER_DAY = {"s": 86_400, "ms": 86_400 * 10**3, "us": 86_400 * 10**6, "ns": 86_400 * 10**9}
 
 
@@ -83,7 +81,7 @@ def is_given(array: pa.Array) -> pa.Array:
 
 def numbers_of(array: pa.Array) -> pa.Array:
     """Float64: the numbers of a plain array; null where it is missing or none."""
-    if _is_text(array.type):
+    if _is_text(array.type):  # DuckDB's casts take 0x10, 1_000 and infinity as well
         return _query(array, f"CASE WHEN regexp_full_match(given, '{NUMBER}') THEN TRY_CAST(given AS DOUBLE) END")
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrec.data import delimited, json_lines
-from tfrec.data.columns import choose_columns, first_twin
+from tfrec.data.columns import EVENT, choose_columns, first_twin
 from tfrec.data.rows import Part, as_text
 from tfrec.data.sources import Source, find_sources
 from tfrec.data.vocabulary import id_text
@@ -42,6 +42,7 @@ class Reading:
         time_format: the format of times, in the letters of `strftime`.
         encoding: the encoding of text files. Default: UTF-8, or UTF-16 with a byte order mark.
         otherwise: the format of files whose ending tells none. Default: such a file is an error.
+        events: names of further columns of a log that are read along.
     Raises:
         ValueError: an option is no such format, character or encoding.
     """
@@ -60,6 +61,7 @@ class Reading:
     time_format: str | None = None
     encoding: str | None = None
     otherwise: str | None = None
+    events: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.format not in (None, *KNOWN_FORMATS):
@@ -93,7 +95,8 @@ class Reading:
     @property
     def told(self) -> dict[str, str | None]:
         """The columns that were named, by role."""
-        return {"user": self.user, "item": self.item, "time": self.time, "tie": self.tie}
+        own = {"user": self.user, "item": self.item, "time": self.time, "tie": self.tie}
+        return own | {EVENT + name: name for name in self.events}
 
 
 def sources_of(paths: Sequence[str | os.PathLike], reading: Reading) -> list[Source]:
@@ -117,6 +120,11 @@ def read_files(sources: Sequence[Source], reading: Reading, notes: list[str]) ->
         raise ValueError(
             "Several files of sequence text: the line number cannot be the user, since each file begins with line 1. Start "
             "each line with the user id, and pass --first-column user."
+        )
+    if reading.events and any(source.format == "sequences" for source in sources):
+        raise ValueError(
+            f"Sequence text has items alone, and no columns {', '.join(map(repr, reading.events))}: leave out --event-feature and "
+            f"--context, or bring the log as CSV, Parquet or JSON."
         )
     told = [f"--{role}" for role in ("user", "item", "time") if reading.told[role]]
     if told and all(source.format == "sequences" for source in sources):
@@ -366,9 +374,7 @@ def read_table(path: str | os.PathLike, reading: Reading) -> pa.Table:
         elif source.format == "jsonl":
             table = _objects_table(source)
         else:
-            raise ValueError(
-                f"`{source.name}` must be CSV, TSV, Parquet or JSON: {source.format} has no properties of items."
-            )
+            raise ValueError(f"`{source.name}` must be CSV, TSV, Parquet or JSON: {source.format} has no properties.")
         for name, value in source.partitions.items():
             if name not in table.column_names:
                 table = table.append_column(name, pa.array([value] * len(table), pa.string()))

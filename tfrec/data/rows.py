@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tfrec.data.columns import EVENT
 from tfrec.data.times import Kind, read_times
 
 NULL_VALUES = ("NULL", "null", r"\N", "None", "none", "nan", "NaN", "NA", "N/A", "<NA>", "NaT")
 """Texts that mean "missing", as databases, pandas, R and spreadsheets write it. Blanks around them do not count."""
 REFUSED = pa.schema([("file", pa.int32()), ("line", pa.int64()), ("reason", pa.string())])
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+"""A number in text."""
 PLACES = 1 << 40
 """A row's place in the log is `file * PLACES + line`."""
 
@@ -25,8 +28,8 @@ class Part:
 
     Attributes:
         file: int, the number of the file.
-        columns: arrays by role: `user`, `item`, perhaps `time` and `tie`; text, or typed as the file has them. A list of items
-            is a session.
+        columns: arrays by role: `user`, `item`, perhaps `time`, `tie` and columns of events (see `EVENT`); text, or typed as the
+            file has them. A list of items is a session.
         lines: int64 array: the line on which each row starts; without lines (Parquet, data frames), its number from 1.
         bad: `(line, reason)` of what is no row.
         is_untyped: bool, whether the file writes numbers as text, so that a column of floats cannot be told by its type.
@@ -43,7 +46,8 @@ class Part:
 class Rows:
     """Checked rows of a `Part`.
 
-    `user`, `item` and `tie` are text; `kind` and `value` see `read_times`; `position` counts within a session.
+    `user`, `item` and `tie` are text; `kind` and `value` see `read_times`; `position` counts within a session. `events` are the
+    other columns by name, text, null where a value is missing.
     """
 
     user: pa.Array
@@ -55,12 +59,18 @@ class Rows:
     tie: pa.Array | None
     refused: pa.Table = field(repr=False)
     is_untyped: bool
+    events: Mapping[str, pa.Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.place)
 
 
-def check(part: Part, null_values: Sequence[str] | None = None, time_format: str | None = None) -> Rows:
+def check(
+    part: Part,
+    null_values: Sequence[str] | None = None,
+    time_format: str | None = None,
+    numbers: Collection[str] = (),
+) -> Rows:
     """Take the good rows of a part; refuse the others.
 
     >>> part = Part(0, {"user": pa.array(["u", " "]), "item": pa.array([["a", "b"], ["c"]])}, np.array([1, 2]))
@@ -72,6 +82,7 @@ def check(part: Part, null_values: Sequence[str] | None = None, time_format: str
         part: `Part`.
         null_values: texts that mean "missing", beside none at all. Default: `NULL_VALUES`.
         time_format: see `read_times`.
+        numbers: names of columns of events that hold numbers: a row with another value is refused. Default: none.
     Raises:
         ValueError: a column's type holds no ids or no times (the message says which).
     """
@@ -102,6 +113,13 @@ def check(part: Part, null_values: Sequence[str] | None = None, time_format: str
         refuse(is_broken, "broken UTF-8")
     for role in ("user", "item"):
         refuse(texts[role].is_null().to_numpy(zero_copy_only=False), f"missing {role} id")
+    for role in (role for role in columns if role.startswith(EVENT)):
+        name = role.removeprefix(EVENT)
+        texts[role], is_broken = _event_text(name, columns[role], null_values)
+        refuse(is_broken, "broken UTF-8")
+        if name in numbers:
+            is_number = pc.fill_null(pc.match_substring_regex(texts[role], f"^({NUMBER})$"), True)
+            refuse(~is_number.to_numpy(zero_copy_only=False), f"{name} is no number", texts[role])
     kind, value = np.zeros(len(lines), np.uint8), np.zeros(len(lines), np.int64)
     if "time" in columns:
         times = texts.get("time", columns["time"])
@@ -119,7 +137,9 @@ def check(part: Part, null_values: Sequence[str] | None = None, time_format: str
         good = ~is_bad
         texts = {role: text.filter(pa.array(good)) for role, text in texts.items()}
         kind, value, place, position = kind[good], value[good], place[good], position[good]
-    return Rows(texts["user"], texts["item"], kind, value, place, position, texts.get("tie"), refused, part.is_untyped)
+    events = {role.removeprefix(EVENT): text for role, text in texts.items() if role.startswith(EVENT)}
+    ids = texts["user"], texts["item"]
+    return Rows(*ids, kind, value, place, position, texts.get("tie"), refused, part.is_untyped, events)
 
 
 def refused_table(file: int, lines: Sequence[int], reasons: Sequence[str]) -> pa.Table:
@@ -167,6 +187,15 @@ def as_text(values: pa.Array, null_values: Sequence[str] | None = None) -> tuple
     if pc.any(is_null).as_py():
         values = pc.if_else(is_null, None, values)
     return values, is_broken
+
+
+def _event_text(name: str, values: pa.Array, null_values: Sequence[str] | None) -> tuple[pa.Array, np.ndarray]:
+    """A column of events as text; see `as_text`."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_nested(values.type):
+        raise ValueError(f"column {name!r} holds {values.type}, and a feature of events is text or a number")
+    return as_text(values.cast(pa.string()) if pa.types.is_boolean(values.type) else values, null_values)
 
 
 def without_point(values: pa.Array) -> pa.Array:
@@ -229,7 +258,7 @@ def _explode(columns: Mapping[str, pa.Array], lines: np.ndarray) -> tuple:
         other = pc.fill_null(pc.list_value_length(columns[role]), 0).to_numpy(zero_copy_only=False)
         is_wrong = is_good & (other != number)
         bad += [
-            (int(line), f"{n} items, but {m} values of the {role} column")
+            (int(line), f"{n} items, but {m} values of the {role.removeprefix(EVENT)} column")
             for line, n, m in zip(lines[is_wrong], number[is_wrong], other[is_wrong], strict=True)
         ]
         is_good &= ~is_wrong
