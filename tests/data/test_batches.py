@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tfrec.data.batches import PackedBatches, pack, prepare_history
+from tfrec.data.batches import PackedBatches, pack, prepare_history, prepare_inputs
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 
@@ -37,6 +37,32 @@ def test_the_tensor_and_the_log_are_prepared_alike(max_length):
 def test_truncation_keeps_the_newest():
     history, _ = prepare_history(np.array([[5, 6, 7, 8]], np.int32), max_length=2)
     assert np.array(history).tolist() == [[7, 8]]
+
+
+def test_features_go_with_their_items_and_context_with_the_item_before():
+    """What is dropped takes its features along; a property of the user holds everywhere."""
+    history = np.array([[5, 6, 0, 1, 7, 8], [0, 0, 0, 0, 0, 9]], np.int32)
+    kind = np.array([[2, 3, 9, 9, 4, 5], [9, 9, 9, 9, 9, 6]], np.int32)
+    price = kind.astype(np.float32) / 10
+    device, age = (
+        {"device": 10 * kind},
+        {"device": np.array([70, 80], np.int32), "age": np.array([1.5, np.nan], np.float32)},
+    )
+    prepared = prepare_inputs(
+        history, 3, events={"kind": kind, "price": price}, event_context=device, request_context=age
+    )
+    events, context = ({n: np.array(v) for n, v in prepared[name].items()} for name in ("events", "context"))
+    np.testing.assert_array_equal(prepared["history"], [[6, 7, 8], [0, 0, 9]])
+    np.testing.assert_array_equal(events["kind"], [[3, 4, 5], [0, 0, 6]])
+    np.testing.assert_allclose(events["price"], [[0.3, 0.4, 0.5], [0, 0, 0.6]])
+    np.testing.assert_array_equal(context["device"], [[40, 50, 70], [0, 60, 80]])
+    np.testing.assert_array_equal(context["age"], [[1.5] * 3, [np.nan] * 3])
+    assert {name: sorted(prepared[name]) for name in ("events", "context")} == {
+        "events": ["kind", "price"],
+        "context": ["age", "device"],
+    }
+    empty = prepare_inputs(np.zeros((2, 0), np.int32), 3, request_context=age)
+    assert empty["context"]["age"].shape == (2, 0)
 
 
 @pytest.mark.parametrize("row_length", [6, 20, 50])

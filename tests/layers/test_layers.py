@@ -24,6 +24,17 @@ from tfrec.layers.positions import rotate, steps_from_newest
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.sequence_tower import SequenceTower
 
+
+@keras.saving.register_keras_serializable("tests")
+class FeatureTower(SequenceTower):
+    """A tower that takes its features from the item vectors, so that it is called as the others are."""
+
+    def call(self, x, is_real, end=None, training=None):
+        kind, number = ops.cast(x[..., 0] > 0, "int32") + 1, ops.where(x[..., 1] > 0, x[..., 1], np.nan)
+        others = {"events": {"kind": kind, "number": number}, "context": {"device": kind}}
+        return super().call(x, is_real, end, training=training, **others)
+
+
 BATCH, LENGTH, WIDTH = 3, 7, 10  # with 2 or 5 heads, every axis has a size of its own
 
 LAYERS = {
@@ -44,6 +55,18 @@ LAYERS = {
     "relative tower": (
         SequenceTower,
         {"max_length": 5, "block": "gated", "positions": ["relative"], "normalize": True, "mask_rate": 0.1},
+    ),
+    "feature tower": (
+        FeatureTower,
+        {
+            "max_length": 11,
+            "num_heads": 2,
+            "event_features": {
+                "kind": {"kind": "category", "num_values": 3},
+                "number": {"kind": "number", "mean": 0.5},
+            },
+            "context_features": {"device": {"kind": "category", "num_values": 2}},
+        },
     ),
     "recurrent tower": (SequenceTower, {"max_length": 11, "block": "gru", "positions": ["relative"]}),
 }

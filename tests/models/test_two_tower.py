@@ -418,6 +418,12 @@ def test_towers_that_lack_something_are_refused():
     class NoEnd(NoLength):
         max_length, supports_packing = 6, True
 
+    class NoEvents(NoLength):
+        max_length, reads_events = 6, True
+
+    class NoContext(NoLength):
+        max_length, reads_context = 6, True
+
     class Newest(NoLength):
         max_length = 6
 
@@ -436,6 +442,8 @@ def test_towers_that_lack_something_are_refused():
         (NoMask(), "`NoMask.call` must take the argument `is_real`"),
         (NoTimes(), "`NoTimes.call` must take the argument `timestamps`"),
         (NoEnd(), "`NoEnd.call` must take the argument `end`"),
+        (NoEvents(), "`NoEvents.call` must take the argument `events`"),
+        (NoContext(), "`NoContext.call` must take the argument `context`"),
         (keras.layers.Dense(8), "A tower must derive from `tfrec.AbstractSequenceTower`. Received: Dense"),
     ):
         with pytest.raises(TypeError, match=message):
@@ -453,6 +461,93 @@ def test_towers_that_lack_something_are_refused():
         NoWidth()(np.ones((1, 2), np.int32))
     with pytest.raises(ValueError, match="Penalised does not support packed rows, which have `end`"):
         TwoTower(ItemTower(11, 8), Penalised(6))(inputs | {"end": np.array([[2, 2]], np.int32)})
+
+
+# --- features of events and requests -----------------------------------------------------------------------------------
+
+
+def with_features(**kwargs) -> TwoTower:
+    keras.utils.set_random_seed(0)
+    events = {"kind": {"kind": "category", "num_values": 2}, "price": {"kind": "number", "mean": 2e5, "stddev": 10.0}}
+    context = {"device": {"kind": "category", "num_values": 2}}
+    tower = SequenceTower(6, 1, 1, dropout_rate=0.0, event_features=events, context_features=context, **kwargs)
+    model = TwoTower(ItemTower(11, 8, dtype=kwargs.get("dtype")), tower)
+    model.compile(keras.optimizers.Adam(0.01), loss=FullSoftmax(), jit_compile=True)
+    model.build()
+    return model
+
+
+@pytest.fixture
+def featured(batch):
+    """The next item is that of before plus 1 or 2, as the device of the request says."""
+    rng, inputs = np.random.default_rng(0), batch[0]
+    device = rng.integers(2, 4, (8, 6)).astype(np.int32)
+    target = 2 + (inputs["history"] - 3 + device) % 11
+    price = rng.choice([2e5 - 10, 2e5 + 10, np.nan], (8, 6)).astype(np.float32)
+    kind = rng.integers(0, 4, (8, 6)).astype(np.int32)
+    return inputs | {"events": {"kind": kind, "price": price}, "context": {"device": device}}, target
+
+
+def test_a_model_with_features_fits_and_lives_on(featured, tmp_path):
+    inputs, target = featured
+    model = with_features()
+    losses = model.fit(inputs, target, epochs=150, batch_size=8, verbose=0).history["loss"]
+    assert losses[-1] < 0.2  # who does not know the device: ln 2 at best
+    dataset = tf.data.Dataset.from_tensors((inputs, target))
+    assert model.evaluate(dataset, verbose=0) == pytest.approx(model.evaluate(inputs, target, verbose=0), rel=1e-4)
+    queries = model.predict(inputs, batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(inputs, batch_size=8, verbose=0), queries, atol=1e-5)
+    clone = keras.models.clone_model(model)
+    clone.build()
+    clone.set_weights(model.get_weights())
+    np.testing.assert_allclose(clone.predict(inputs, batch_size=8, verbose=0), queries, atol=1e-5)
+    changed = inputs | {"events": {"kind": 5 - inputs["events"]["kind"], "price": inputs["events"]["price"]}}
+    assert np.abs(model.predict(changed, batch_size=8, verbose=0) - queries).max() > 1e-3
+
+
+def test_a_model_with_features_trains_its_table_lazily(featured):
+    inputs, target = featured
+    model = with_features()
+    model.compile(keras.optimizers.Adam(0.01), SampledSoftmax(5), jit_compile=False)
+    table = LazyAdamW(model.item_tower.table, lambda step: 0.01, 0.0)
+    model.table_trainer = LazyTableTrainer(model, table)
+    model.optimizer.build(model.table_trainer.dense)
+    losses = model.fit(inputs, target, epochs=30, batch_size=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_exported_model_shifts_the_context(featured, tmp_path):
+    """Each event's own device goes in, and that of the request."""
+    inputs, _ = featured
+    model = with_features()
+    model.export(tmp_path / "export")
+    served = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_default"]
+    device = inputs["context"]["device"]
+    given = {"history": inputs["history"], "device": np.roll(device, 1, axis=1), "request_device": device[:, -1]}
+    found = served(**{name: tf.constant(value) for name, value in (given | inputs["events"]).items()})["embedding"]
+    np.testing.assert_allclose(found, model.predict(inputs, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_reads_features_whole(featured, policy):
+    """200,010 is beyond float16, and bfloat16 would not tell it from 199,990."""
+    inputs, target = featured
+    model = with_features(dtype=policy)
+    assert np.isfinite(model.fit(inputs, target, batch_size=8, verbose=0).history["loss"]).all()
+    prices = [inputs["events"] | {"price": np.full((8, 6), price, np.float32)} for price in (2e5 - 10, 2e5 + 10)]
+    a, b = (np.array(model.sequence_tower.event(events), np.float32) for events in prices)
+    assert np.abs(a - b).max() > 0.01
+    a, b = (model.predict(inputs | {"events": events}, verbose=0) for events in prices)
+    assert np.abs(a - b).max() > 1e-3
+
+
+@pytest.mark.parametrize(("left_out", "name"), [("events", "kind"), ("context", "device")])
+def test_a_model_with_features_needs_them(featured, left_out, name):
+    inputs = {name: value for name, value in featured[0].items() if name != left_out}
+    with pytest.raises(ValueError, match=f"The model reads the feature '{name}': pass its values in `{left_out}`"):
+        with_features()(inputs)
 
 
 # --- other backends ----------------------------------------------------------------------------------------------------

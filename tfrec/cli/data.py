@@ -89,11 +89,33 @@ def prepare(
     text_encoder: Annotated[
         str | None, typer.Option(help="Sentence encoder (package sentence-transformers) that makes vectors of text.")
     ] = None,
+    event_feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME or NAME=KIND of a column of the log that is read of each event of a history, may be repeated: category or "
+            "number; told from the values when left out."
+        ),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME or NAME=KIND, with commas, of columns of the log that are read of the event to be found, as of a request."
+        ),
+    ] = None,
+    user_feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=KIND of a column of --users, may be repeated: category, number, or none to leave it out."
+        ),
+    ] = None,
     max_refused: Annotated[float, typer.Option(help="Share of refused rows above which nothing is written.")] = 0.01,
     min_user_events: Annotated[int, typer.Option(help="Drop users with fewer events.")] = 1,
     min_item_events: Annotated[int, typer.Option(help="Drop items with fewer events.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder where it exists.")] = False,
-    users: Annotated[int, typer.Option(help="synthetic: number of users.")] = 2000,
+    users: Annotated[
+        str | None,
+        typer.Option(help="File of user properties: user id, anything else. Of synthetic: the number of users, 2000."),
+    ] = None,
     catalogue: Annotated[int, typer.Option(help="synthetic: number of items.")] = 500,
     events_per_user: Annotated[
         int | None, typer.Option(help="synthetic: events of each user; 30 when left out, of groceries 60.")
@@ -126,11 +148,14 @@ def prepare(
         "overwrite": overwrite,
         "item_features": dict(map(_feature, item_feature or [])),
         "text_encoder": text_encoder,
+        "event_features": dict(map(_feature, event_feature or [])),
+        "context": dict(map(_feature, _list(context))),
+        "user_features": dict(map(_feature, user_feature or [])),
     }
     if len(source) == 1 and source[0] in datasets.NAMES:
         made = (
             {
-                "num_users": users,
+                "num_users": _number(users),
                 "num_items": catalogue,
                 "predictability": predictability,
                 "seed": seed,
@@ -138,10 +163,18 @@ def prepare(
             if source[0] in datasets.GENERATED
             else {}
         )
+        options |= {} if made else {"users": users}
         made |= {"events_per_user": events_per_user} if made and events_per_user is not None else {}
         manifest = datasets.prepare_dataset(source[0], out_, prepare_options=options, **made).manifest
     else:
-        told: dict[str, Any] = {"user": user, "item": item, "time": time, "items": items, "format": format}
+        told: dict[str, Any] = {
+            "user": user,
+            "item": item,
+            "time": time,
+            "items": items,
+            "users": users,
+            "format": format,
+        }
         options |= told | {"columns": _list(columns), "first_column": first_column, "time_format": time_format}
         options |= {"delimiter": _tab(delimiter), "escape": escape, "tie_break": tie_break, "encoding": encoding}
         options |= {"quote": _quote(quote)}
@@ -157,8 +190,10 @@ def prepare(
         return
     for note in manifest["notes"]:
         out.print(f"  {note}", highlight=False, markup=False)
-    for name, entry in manifest.get("item_features", {}).items():
-        out.print(f"  item column {name!r}: {describe_feature(entry)}", highlight=False, markup=False, soft_wrap=True)
+    for whose in ("item", "event", "user"):
+        for name, entry in manifest.get(f"{whose}_features", {}).items():
+            line = f"  {whose} column {name!r}: {describe_feature(entry)}"
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
     out.print(
         f"Wrote {out_}: {manifest['num_users']:,} users, {manifest['num_items']:,} items, {manifest['num_events']:,} events.",
         markup=False,
@@ -180,6 +215,15 @@ def prepare(
 def _list(names: str | None) -> list[str]:
     """Names with commas between them, quoted as in CSV."""
     return next(csv.reader([names]), []) if names else []
+
+
+def _number(users: str | None) -> int:
+    """The number of users of a generated log."""
+    if users is not None and not users.isdecimal():
+        raise typer.BadParameter(
+            f"A generated log has no user file: --users is the number of its users. Received: {users}."
+        )
+    return int(users or 2000)
 
 
 def _feature(text: str) -> tuple[str, str]:

@@ -30,6 +30,19 @@ def train(
             help="Share of the catalogue that is held out with all its events, for `evaluate` to rank as new items."
         ),
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Events to recommend for, such as event_type=purchase,cart or rating>=3; may be repeated: all must hold. The "
+            "others stay in the history."
+        ),
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How much an event counts in training: a column of numbers, or event_type:purchase=3,click=1; may be repeated."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
     ] = None,
@@ -52,10 +65,11 @@ def train(
     from tfrec.training.run import Run
 
     data = data or moved
-    if (resume or final) and (epochs or repeats or cold_items or settings or mixed_precision or preset != "default"):
+    given = epochs or repeats or cold_items or target or weight or settings or mixed_precision or preset != "default"
+    if (resume or final) and given:
         raise typer.BadParameter(
-            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --repeats, --cold-items, --set and "
-            "--mixed-precision."
+            "--resume and --final go on with the config of a run; leave out --preset, --epochs, --repeats, --cold-items, --target, "
+            "--weight, --set and --mixed-precision."
         )
     if data is None and not (resume or final):
         raise typer.BadParameter("Pass a prepared folder, --resume or --final RUN.")
@@ -70,6 +84,8 @@ def train(
     values |= {"epochs": epochs} if epochs is not None else {}
     values |= {"repeats": repeats} if repeats is not None else {}
     values |= {"cold_items": cold_items} if cold_items is not None else {}
+    values |= {"targets": target} if target else {}
+    values |= {"weights": weight} if weight else {}
     values |= {"precision": "bfloat16"} if mixed_precision else {}
     run = fit(Config.from_dict(values), data, out_, resume=resume, overwrite=overwrite)
     best = run.metrics
@@ -129,10 +145,12 @@ def evaluate(
                 f"`{run}` was trained with --cold-items {held_out:g}: new items are those that a training has not seen. Train it "
                 f"with --cold-items {cold_items:g}."
             )
-        result = evaluate_data(trained.data(data), split, trained.model, repeats=repeats or trained.repeats)
+        chosen = repeats or trained.repeats
+        result = evaluate_data(trained.data(data), split, trained.model, repeats=chosen, targets=trained.targets)
         if config and held_out:
             cold = trained.cold_items(data)
-            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, config.new_item_boost)
+            boost = config.new_item_boost
+            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, boost, targets=trained.targets)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

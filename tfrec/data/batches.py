@@ -50,21 +50,57 @@ def prepare_history(item_index, max_length: int, *others):
     return history, is_real, *kept_others
 
 
-def prepare_inputs(item_index, max_length: int, timestamps=None, request_time=None) -> dict:
-    """The inputs of a `TwoTower` from raw rows: `prepare_history`, and the times for a model that reads times.
+def prepare_inputs(
+    item_index,
+    max_length: int,
+    timestamps=None,
+    request_time=None,
+    *,
+    events: Mapping[str, Any] | None = None,
+    event_context: Mapping[str, Any] | None = None,
+    request_context: Mapping[str, Any] | None = None,
+) -> dict:
+    """The inputs of a `TwoTower` from raw rows: `prepare_history`, and for a model that reads them times and features.
+
+    Each item of a history was the answer to a request: the context of the request after a position is that of the next event, and
+    after the newest event that of the request itself.
+
+    >>> own = {"event_context": {"device": np.array([[2, 3]])}, "request_context": {"device": np.array([4])}}
+    >>> prepared = prepare_inputs(np.array([[7, 8]]), max_length=4, **own)
+    >>> np.array(prepared["context"]["device"])
+    array([[3, 4]])
 
     Args:
         item_index, max_length: see `prepare_history`.
         timestamps: int64 tensor, shape `(batch, length)`, the second of each item; 0 = unknown. Default: no times.
         request_time: int64 tensor, shape `(batch,)`, the second of the request; 0 = unknown.
+        events: dict of encoded event features by name, shape `(batch, length)`. Default: none.
+        event_context: dict of encoded features by name, shape `(batch, length)`: the context of each event. Default: none.
+        request_context: dict of encoded features by name, shape `(batch,)`: the context of the request. A feature that
+            `event_context` lacks, such as a property of the user, holds at every position. Default: none.
     """
-    if timestamps is None:
-        history, is_real = prepare_history(item_index, max_length)
-        return {"history": history, "is_real": is_real}
-    history, is_real, times = prepare_history(item_index, max_length, timestamps)
-    # the item after each position was asked for when it came
-    request_times = ops.concatenate([times[:, 1:], ops.expand_dims(request_time, 1)], axis=1)
-    return {"history": history, "is_real": is_real, "timestamps": times, "request_times": request_times}
+    columns = [*(events or {}).values(), *(event_context or {}).values(), *([] if timestamps is None else [timestamps])]
+    history, is_real, *kept = prepare_history(item_index, max_length, *columns)
+    inputs: dict[str, Any] = {"history": history, "is_real": is_real}
+    if timestamps is not None:
+        times = kept.pop()
+        inputs |= {"timestamps": times, "request_times": _of_next(times, request_time)}
+    if events:
+        inputs["events"] = {name: kept.pop(0) for name in events}
+    if request_context:
+        past = dict(zip(event_context or {}, kept, strict=True))
+        inputs["context"] = {
+            name: _of_next(past[name], value)
+            if name in past
+            else ops.broadcast_to(ops.expand_dims(value, 1), ops.shape(history))
+            for name, value in request_context.items()
+        }
+    return inputs
+
+
+def _of_next(of_events, of_request):
+    """What is known of the event after each position, from events `(batch, length)` and the request `(batch,)` after them."""
+    return ops.concatenate([of_events, ops.expand_dims(of_request, 1)], axis=1)[:, 1:]
 
 
 def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

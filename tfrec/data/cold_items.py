@@ -89,6 +89,29 @@ class ColdItems:
         """`(starts, ends)`, int64: the events of `known` before each of `targets`."""
         return self._histories(self.targets)
 
+    def requests(self, max_length: int) -> PreparedData:
+        """A history for each of `targets`: the newest known events before it, then the target itself, numbered as by `catalogue`.
+
+        Args:
+            max_length: int, the events before the target.
+        """
+        data = self.data
+        ends, lengths = self.histories[1], np.minimum(self.histories[1] - self.histories[0], max_length)
+        offsets = np.concatenate([[0], np.cumsum(lengths + 1)]).astype(np.int64)
+        place = np.arange(offsets[-1]) + np.repeat(ends - lengths - offsets[:-1], lengths + 1)
+        known = np.append(np.flatnonzero(~self._is_event_cold), 0)  # one more, for a target after the last known event
+        event = known[place]
+        event[offsets[1:] - 1] = self.targets
+        user = np.searchsorted(data.offsets, self.targets, "right") - 1
+        return dataclasses.replace(
+            self.known,
+            item_index=self._new_index[data.item_index[event]],
+            timestamp=data.timestamp[event],
+            event_columns={name: values[event] for name, values in data.event_columns.items()},
+            offsets=offsets,
+            users=data.users.take(pa.array(user)),
+        )
+
     @cached_property
     def target_items(self) -> np.ndarray:
         """int64: the item of each of `targets`, numbered from 0 as by `catalogue`."""

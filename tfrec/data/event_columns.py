@@ -117,7 +117,8 @@ def encode_events(
     Returns:
         `(arrays, features, report)`: arrays by name; lists of `Feature` by use; for the manifest, see `fit_table`.
     """
-    arrays, features, report = {}, {}, {}
+    arrays, report = {}, {}
+    features: dict[str, list[Feature]] = {}
     for number, (column, code) in enumerate(zip(columns, codes, strict=True)):
         counts = np.zeros(len(values[column.name]) + 1, np.int64)
         for part in pieces(len(code)):

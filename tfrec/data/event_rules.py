@@ -13,7 +13,7 @@ from tfrec.data.features import Feature
 from tfrec.data.kinds import meant
 from tfrec.data.prepared import PreparedData
 from tfrec.data.rows import NUMBER
-from tfrec.data.vocabulary import FIRST_ITEM_INDEX
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX
 
 COMPARISONS: dict[str, Callable] = {
     ">=": operator.ge,
@@ -48,38 +48,35 @@ def is_target(data: PreparedData, rules: Sequence[str]) -> np.ndarray:
         name, sign, text = _parts(data, rule, tuple(COMPARISONS), "--target")
         feature, values = _feature(data, name), data.event_columns[name]
         wanted = [value.strip() for value in text.split(",")]
+        limits = np.zeros(0, np.float32)
+        table: np.ndarray | None  # whether the rule holds for each code of a category
         if feature.kind == "category" and sign in ("=", "!="):
             codes = [_code(feature, value, rule, "--target") for value in wanted]
             table = np.isin(np.arange(FIRST_ITEM_INDEX + len(feature.values)), codes) == (sign == "=")
-            table[0] = False  # missing
-            table[1] = sign == "!="  # unknown: a rare value is none of those that are known
-
-            def holds(part: np.ndarray, table: np.ndarray = table) -> np.ndarray:
-                return table[part]
+            table[PAD_INDEX], table[OOV_INDEX] = False, sign == "!="  # an unknown value is none of the known ones
         else:
-            limits = [_number(limit, rule, "--target") for limit in wanted]
+            limits = np.array([_number(limit, rule, "--target") for limit in wanted], np.float32)  # as a log's numbers
             if len(limits) > 1 and sign not in ("=", "!="):
                 raise ValueError(f"--target {rule!r}: {sign} takes one number. Received: {text!r}.")
             numbers = _numbers_of(feature, rule, "--target")
-            compare = COMPARISONS[sign]
-            join = np.logical_and if sign == "!=" else np.logical_or
-
-            def holds(part: np.ndarray, numbers=numbers, limits=limits, compare=compare, join=join) -> np.ndarray:
-                given = part if numbers is None else numbers[part]
-                # numbers of a log are stored as float32
-                hits = [compare(given, np.float32(limit)) for limit in limits]
-                return join.reduce(hits) & ~np.isnan(given)
-
+            table = None if numbers is None else _compare(numbers, sign, limits)
         for part in pieces(data.num_events):
-            found[part] &= holds(np.asarray(values[part]))
+            given = np.asarray(values[part])
+            found[part] &= _compare(given, sign, limits) if table is None else table[given]
     return found
+
+
+def _compare(numbers: np.ndarray, sign: str, limits: np.ndarray) -> np.ndarray:
+    """Bool: whether numbers, float32, are in a relation to one of some limits; with `!=`, to all of them."""
+    join = np.logical_and if sign == "!=" else np.logical_or
+    return join.reduce([COMPARISONS[sign](numbers, limit) for limit in limits]) & ~np.isnan(numbers)
 
 
 def event_weights(data: PreparedData, rules: Sequence[str]) -> np.ndarray:
     """Float32, shape `(num_events,)`: the product of what each rule gives an event.
 
-    `quantity`, the name of a column of numbers, gives the number, and 1 where it is missing. `event_type:purchase=3,click=0.5` gives
-    the weights of values of a category, and 1 to the others.
+    `quantity`, the name of a column of numbers, gives the number, and 1 where it is missing. `event_type:purchase=3,click=0.5`
+    gives the weights of values of a category, and 1 to the others.
 
     Args:
         data: `PreparedData` with `event_columns`.
@@ -133,8 +130,8 @@ def _parts(data: PreparedData, rule: str, signs: Sequence[str], option: str) -> 
         example = "event_type=purchase or rating>=3" if option == "--target" else "quantity or event_type:purchase=3"
         raise ValueError(f"{option} {rule!r} is no rule. Pass one such as {example}.")
     raise ValueError(
-        f"{option} {rule!r}: the data has no column {name!r} of events.{meant(name, list(data.event_columns))} Its columns: {there}. "
-        f"`tfrec prepare --event-feature` and `--context` read some."
+        f"{option} {rule!r}: the data has no column {name!r} of events.{meant(name, list(data.event_columns))} Its columns: "
+        f"{there}. `tfrec prepare --event-feature` and `--context` read some."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +45,7 @@ def read_users(source: Any, reading: Reading | None = None, **options: Any) -> p
     return _read("user", source, reading or Reading(), options)
 
 
-def _read(role: str, source: Any, log: Reading, options: Mapping[str, Any]) -> pa.Table:
+def _read(role: str, source: Any, log: Reading, options: dict[str, Any]) -> pa.Table:
     """The properties of items or users; see `read_items`."""
     try:
         reading = replace(log, **({"format": None, "columns": (), "otherwise": log.format} | options))
@@ -63,8 +62,8 @@ def _read(role: str, source: Any, log: Reading, options: Mapping[str, Any]) -> p
     name = next((n for n in own if n in names), next((lower[n] for n in own if n in lower), None))
     if name is None:
         raise ValueError(f"{where} has no {role} id. Its columns: {', '.join(names)}. Call one of them {id_}.")
-    of_titles = ("title", *(lower.get(n) for n in COMMON_NAMES["title"])) if role == "item" else ()
-    titles = [n for n in of_titles if n in names and n != name]
+    titles = [n for n in ("title", *(lower.get(n) for n in COMMON_NAMES["title"])) if n in names and n != name]
+    titles = titles if role == "item" else []
     renamed = {name: id_} | dict.fromkeys(titles[:1], "title")
     names = [renamed.get(n, n) for n in names]
     twice = first_twin(names)

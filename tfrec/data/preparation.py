@@ -203,18 +203,18 @@ def prepare(
             catalogue, counts = _with_properties("item", catalogue, properties, notes)
             manifest |= counts
         of_items, told = fit_table(catalogue, item_features, encoder=text_encoder, without=NO_FEATURES)
-        columns, features, told_of_events = encoded
+        of_events, features, told_of_events = encoded
         features |= {"items": of_items} if of_items else {}
         manifest |= {"item_features": told} | ({"event_features": told_of_events} if named else {})
         if of_users is not None:
             users_of, counts = _with_properties("user", users_of, of_users, notes)
-            known, told = fit_users(users_of, user_features, columns, NO_FEATURES)
+            known, told = fit_users(users_of, user_features, of_events, NO_FEATURES)
             features |= {"users": known} if known else {}
             manifest |= counts | {"user_features": told}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest |= {"notes": list(dict.fromkeys(notes)), "source": given, "created": now, **(about or {})}
         tables = {"items": catalogue, "users": users_of, "refused": table}
-        data = PreparedData(vocabulary, *arrays, manifest, **tables, features=features, event_columns=columns)
+        data = PreparedData(vocabulary, *arrays, manifest, **tables, features=features, event_columns=of_events)
         if aside is None:
             return data
         data.write_tables(aside)
@@ -296,8 +296,8 @@ def _collect(
 
     Returns:
         `(arrays, users, catalogue, counts, repeated, encoded)`: `item_index`, `timestamp` and `offsets`, in files of `folder` where
-        there is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest; the
-        duplicates that are refused; the columns of events, see `encode_events`.
+        there is one; tables of the users and items that are left, in order of first appearance in the log; entries of the manifest;
+        the duplicates that are refused; the columns of events, see `encode_events`.
     """
     lengths, item_counts = (np.zeros(len(events.ids[role]), np.int64) for role in ("user", "item"))
     indexes, stamps = ArrayWriter(folder, "item_index", np.int32), ArrayWriter(folder, "timestamp", np.int64)

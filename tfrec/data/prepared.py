@@ -217,7 +217,7 @@ class PreparedData:
 
         return encode_table(features, self.users)[0]
 
-    def model_inputs(self, users: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    def model_inputs(self, users: np.ndarray) -> dict[str, Any]:
         """The columns that a model reads, as `events`, `context` and `users` of `PackedBatches`.
 
         Args:
@@ -250,7 +250,7 @@ class PreparedData:
         found.update("\0".join(self.vocabulary.item_ids).encode())
         if self.ticks_per_second > 1:
             found.update(f"{self.ticks_per_second}".encode())
-        arrays = [
+        arrays: list[tuple[str, Any, Any]] = [
             (name, getattr(self, name), dtype)
             for name, dtype in zip(ARRAYS, (np.int32, np.int64, np.int64), strict=True)
         ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
-
-from collections.abc import Sequence
 
 from tfrec.data.event_rules import event_weights, is_target
 from tfrec.data.prepared import PreparedData

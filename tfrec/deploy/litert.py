@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import PAD_INDEX
 from tfrec.files import write_whole
 from tfrec.index.answers import Answers, to_seconds
@@ -156,7 +155,7 @@ def _describe(details: dict[str, Any]) -> dict[str, Any]:
 def _compare(run: Run, path: Path, k: int, repeats: str, size_bytes: int) -> LiteReport:
     """Run a converted file beside Keras on test histories of the run's sample."""
     sample, max_length = run.sample, run.model.sequence_tower.max_length
-    starts, ends = (array[:PARITY_HISTORIES] for array in LeaveLastOut(sample).histories("test"))
+    starts, ends = (array[:PARITY_HISTORIES] for array in run.split().histories("test"))
     kept = [slice(max(a, b - max_length), b) for a, b in zip(starts, ends, strict=True)]
     histories, times = ([array[rows] for rows in kept] for array in (sample.item_index, sample.timestamp))
     requests = sample.timestamp[ends]

@@ -27,7 +27,6 @@ import tensorflow as tf
 from tfrec.data.encoding import encode_table, input_spec
 from tfrec.data.features import Feature
 from tfrec.data.prepared import ITEMS
-from tfrec.data.splits import LeaveLastOut
 from tfrec.deploy.catalogue import change_catalogue, row_of_new_items
 from tfrec.deploy.check import WARMUP, check
 from tfrec.deploy.serving_model import NewItems, build_serving_model
@@ -132,7 +131,7 @@ def _write(
 ) -> None:
     """Write the files of a version folder. For the arguments, see `export`."""
     run = run if isinstance(run, Run) else Run.open(run)
-    split = LeaveLastOut(run.sample)
+    split = run.split()
     tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
     tower, features = run.model.item_tower, run.features.get("items", [])
     new_items = None

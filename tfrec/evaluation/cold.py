@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfrec.data.cold_items import ColdItems
 from tfrec.data.encoding import encode_table
+from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Popularity
@@ -28,7 +29,12 @@ class Targets(NamedTuple):
 
 
 def evaluate_cold_items(
-    cold: ColdItems, part: str = "test", model: TwoTower | None = None, boost: float = 0.0
+    cold: ColdItems,
+    part: str = "test",
+    model: TwoTower | None = None,
+    boost: float = 0.0,
+    *,
+    targets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
 
@@ -41,6 +47,7 @@ def evaluate_cold_items(
         model: `TwoTower` that was trained on `cold.known`, with content of its item features; a model without content knows nothing
             of new items, and scores them 0. Default: the baselines alone.
         boost: float, see `new_item_row`. Default: 0.
+        targets: texts, which events are to be found among the warm targets; see `LeaveLastOut`. Default: all.
     Returns:
         `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
         "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `ranking_metrics`.
@@ -51,7 +58,7 @@ def evaluate_cold_items(
         raise ValueError(
             "New items are ranked by their features, and the data has none: prepare it with `--items FILE`."
         )
-    split, known = LeaveLastOut(cold.known), cold.known
+    split, known = LeaveLastOut(cold.known, targets=targets), cold.known
     groups = {
         "warm": Targets(*split.histories(part), split.targets(part) - FIRST_ITEM_INDEX),
         "cold": Targets(*cold.histories, cold.target_items),
@@ -61,7 +68,7 @@ def evaluate_cold_items(
     encoded, _ = encode_table(known.features["items"], cold.catalogue)
     contenders: dict[str, Callable[[Targets], Scorer]] = {}
     if model is not None:
-        contenders["model"] = _model(cold, model, encoded, boost)
+        contenders["model"] = _model(cold, model, encoded, split, part, boost)
     contenders |= {
         "content-knn": _content_knn(cold, encoded),
         "popularity in category": _popular_in_category(cold, encoded, split),
@@ -85,21 +92,32 @@ def evaluate_cold_items(
 
 
 def _model(
-    cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray], boost: float
+    cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray], split: LeaveLastOut, part: str, boost: float
 ) -> Callable[[Targets], Scorer]:
     tower, known = model.item_tower, cold.known
     new = np.zeros((len(cold.items), tower.width), np.float32)
     if isinstance(tower, ItemTower) and tower.content is not None:
-        row = new_item_row(tower, embed_histories(model, LeaveLastOut(known), "validation"), boost)
+        row = new_item_row(tower, embed_histories(model, split, "validation"), boost)
         new = content_vectors(tower, {name: values[known.num_items :] for name, values in encoded.items()}, row)
     rows = np.concatenate([vectors_of(tower)[FIRST_ITEM_INDEX:], new])
     items = np.asarray(tower.as_candidates(rows)).T
 
     def scorer_of(targets: Targets) -> Scorer:
-        queries = embed(model, known.item_index, targets.starts, targets.ends, known.timestamp, known.ticks_per_second)
+        if targets.items.max(initial=0) < known.num_items:  # the events at `ends` are those to be found
+            return scorer(embed_histories(model, split, part))
+        return scorer(_embed_requests(model, cold.requests(model.sequence_tower.max_length)))
+
+    def scorer(queries: np.ndarray) -> Scorer:
         return lambda chosen: queries[chosen] @ items
 
     return scorer_of
+
+
+def _embed_requests(model: TwoTower, data: PreparedData) -> np.ndarray:
+    """The queries before the last event of each user."""
+    features = data.model_inputs(np.arange(data.num_users))
+    starts, ends = data.offsets[:-1], data.offsets[1:] - 1
+    return embed(model, data.item_index, starts, ends, data.timestamp, data.ticks_per_second, features=features)
 
 
 def _content_knn(cold: ColdItems, encoded: Mapping[str, np.ndarray]) -> Callable[[Targets], Scorer]:

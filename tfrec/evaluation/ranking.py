@@ -7,7 +7,8 @@ other items gets the mean of the metric over its possible ranks. `repeats` decid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,7 @@ def embed(
     timestamp: np.ndarray | None = None,
     ticks_per_second: int = 1,
     batch_positions: int = 4096,
+    features: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Embed histories: the query after events `starts[i] : ends[i]` of each.
 
@@ -94,6 +96,8 @@ def embed(
             `ends[i]`. Default: no times.
         ticks_per_second: int, the resolution of `timestamp`. Default: 1.
         batch_positions: int, about how many positions a batch has. Default: 4,096.
+        features: dict, the columns for a model that reads them, see `PreparedData.model_inputs`; the context is that of event
+            `ends[i]`. Default: none.
     Returns:
         Float32 array, shape `(histories, width)`; zeros for an empty history.
     """
@@ -108,6 +112,7 @@ def embed(
         timestamp=timestamp if tower.reads_times else None,
         ticks_per_second=ticks_per_second,
         is_packed=tower.supports_packing,
+        **(features if features and getattr(tower, "reads_features", False) else {}),
     )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
     for members, newest, inputs, _ in batches.with_members():
@@ -121,7 +126,8 @@ def embed_histories(model: TwoTower, split: LeaveLastOut, part: str, users: int 
     """Embed the histories of all evaluated users, or of the first `users`: float32 array, shape `(users, width)`."""
     starts, ends = (array[:users] for array in split.histories(part))
     data = split.data
-    return embed(model, data.item_index, starts, ends, data.timestamp, data.ticks_per_second)
+    features = data.model_inputs(split.users[:users])
+    return embed(model, data.item_index, starts, ends, data.timestamp, data.ticks_per_second, features=features)
 
 
 def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:
@@ -156,7 +162,12 @@ def evaluate_baselines(split: LeaveLastOut, part: str, repeats: str = "exclude")
 
 
 def evaluate(
-    data: PreparedData, part: str = "test", model: TwoTower | None = None, *, repeats: str = "exclude"
+    data: PreparedData,
+    part: str = "test",
+    model: TwoTower | None = None,
+    *,
+    repeats: str = "exclude",
+    targets: Sequence[str] = (),
 ) -> dict:
     """Rank the held-out targets by a model and by the baselines; the figures of `tfrec evaluate`.
 
@@ -170,20 +181,23 @@ def evaluate(
         model: `TwoTower`, trained. Default: the baselines alone.
         repeats: str, `"exclude"` leaves the items of the history out of the ranking, `"allow"` ranks them too; `Run.repeats` is
             the choice that a run was trained with. Default: `"exclude"`.
+        targets: texts, which events are to be found; see `LeaveLastOut`. `Run.targets` are those of a run. Default: all.
     Returns:
         `{"model": metrics, "popularity": metrics, "bigram": metrics, "num_users": int, ...}`, where metrics are
         `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`. With `repeats="allow"` also `repeat_share@10`, the share of the hits of
         `hr@10` whose target stands in its own history; `num_repeat_targets` counts such targets.
     Raises:
-        ValueError: no user has the three events that it takes, or `repeats` is another value.
+        ValueError: no user has the three events that it takes, or `repeats` or `targets` hold another value.
     """
-    split = LeaveLastOut(data)
+    split = LeaveLastOut(data, targets=targets)
     if not len(split.users):
-        raise ValueError("No user has 3 events (one of history, a validation and a test target): nothing to evaluate.")
+        needed = f"2 events {' and '.join(targets)} after another one" if targets else "3 events"
+        raise ValueError(f"No user has {needed} (one of history, a validation and a test target): nothing to evaluate.")
     result = {} if model is None else {"model": evaluate_model(model, split, part, repeats)}
-    counts = {
+    counts: dict[str, Any] = {
         "num_users": len(split.users),
         "num_short_users": split.num_short,
         "num_repeat_targets": split.num_repeats(part),
     }
+    counts |= {"targets": list(targets)} if targets else {}
     return result | evaluate_baselines(split, part, repeats) | {"split": part, "repeats": repeats} | counts

@@ -78,7 +78,7 @@ class NumberEmbedding(keras.layers.Layer):
     """
 
     def __init__(self, width: int, mean: float = 0.0, stddev: float = 1.0, is_log: bool = False, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # float16 does not hold every number
         self.width = width
         self.mean = mean
         self.stddev = stddev
@@ -132,7 +132,7 @@ class FeatureEmbedding(keras.layers.Layer):
     def __init__(
         self, features: Mapping[str, Mapping[str, Any]], width: int, hidden_dims: Sequence[int] = (), **kwargs
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.features = {name: dict(spec) for name, spec in features.items()}
         self.width = width
         self.hidden_dims = list(hidden_dims)

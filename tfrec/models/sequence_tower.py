@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ from keras import ops
 
 from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
+from tfrec.layers.features import FeatureEmbedding
 from tfrec.layers.normalization import l2_normalize
 from tfrec.layers.positions import (
     CalendarEmbedding,
@@ -56,11 +57,15 @@ class SequenceTower(AbstractSequenceTower):
         attention_dropout_rate: float in [0, 1), dropout of the attention weights. Default: `dropout_rate`.
         mask_rate: float in [0, 1), share of a history's items that training hides. Default: 0.
         normalize: bool, whether queries are L2-normalised. Default: False.
+        event_features: dict, what is known of each event of a history, by name: what `FeatureEmbedding` takes. Default: none.
+        context_features: dict, what is known of the request for each next item, such as its device. Default: none.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
         end: int tensor, for rows that pack several histories; see `CausalSelfAttention`.
         timestamps, request_times: int tensors, for a tower that reads times; see `TimeBias`.
+        events: dict of tensors by name, shape `(batch, length)`: the event features of each item.
+        context: dict of tensors by name, shape `(batch, length)`: the context of the request after each item.
     Returns:
         Float tensor, shape of `x`: the query after each position; zeros at padding.
     """
@@ -82,9 +87,11 @@ class SequenceTower(AbstractSequenceTower):
         attention_dropout_rate: float | None = None,
         mask_rate: float = 0.0,
         normalize: bool = False,
+        event_features: Mapping[str, Mapping[str, Any]] | None = None,
+        context_features: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # float16 does not hold every number of a feature
         if block not in BLOCKS:
             raise ValueError(f"`block` must be one of {', '.join(BLOCKS)}. Received: {block!r}.")
         if unknown := set(positions) - set(POSITIONS):
@@ -106,6 +113,8 @@ class SequenceTower(AbstractSequenceTower):
         self.attention_dropout_rate = attention_dropout_rate
         self.mask_rate = mask_rate
         self.normalize = normalize
+        self.event_features = {name: dict(spec) for name, spec in (event_features or {}).items()}
+        self.context_features = {name: dict(spec) for name, spec in (context_features or {}).items()}
         own = {"dtype": self.dtype_policy}
         self.mask = Dropout(mask_rate, whole_vectors=True, **own)
         self.position = PositionFromNewest(max_length, **own) if "absolute" in positions else None
@@ -124,7 +133,13 @@ class SequenceTower(AbstractSequenceTower):
         self.times: list[Any] = [
             TimeBias(self.num_heads, name=f"time_{i}", **own) for i in range(self.num_blocks if self.time_bias else 0)
         ]
-        for layer in filter(None, (self.position, self.elapsed, self.moment, *self.blocks, self.norm)):
+        self.event, self.context = (
+            FeatureEmbedding(specs, input_shape[-1], name=name, **own) if specs else None
+            for name, specs in (("event", self.event_features), ("context", self.context_features))
+        )
+        for layer in filter(
+            None, (self.event, self.context, self.position, self.elapsed, self.moment, *self.blocks, self.norm)
+        ):
             layer.build(input_shape)
         for bias in (*self.distances, *self.times):
             bias.build(None)
@@ -145,6 +160,16 @@ class SequenceTower(AbstractSequenceTower):
         """Whether `call` needs `timestamps` and `request_times`."""
         return self.time_bias or self.calendar
 
+    @property
+    def reads_events(self) -> bool:  # type: ignore[override]
+        """Whether `call` needs `events`."""
+        return bool(self.event_features)
+
+    @property
+    def reads_context(self) -> bool:  # type: ignore[override]
+        """Whether `call` needs `context`."""
+        return bool(self.context_features)
+
     def _bias(self, block: int, length, is_packed: bool, timestamps, request_times):
         """The bias that block number `block` adds to the logits of its attention, or None."""
         window, bias = self.attention_window, None
@@ -157,17 +182,28 @@ class SequenceTower(AbstractSequenceTower):
         return bias
 
     def call(  # type: ignore[override]
-        self, x, is_real, end=None, timestamps=None, request_times=None, training=None
+        self, x, is_real, end=None, timestamps=None, request_times=None, events=None, context=None, training=None
     ):
         if self.reads_times and timestamps is None:
             raise ValueError("`time_bias` and `calendar` need `timestamps` and `request_times`.")
-        x = self.mask(x, training=training)
+        for name, wanted, given in (
+            ("events", self.event_features, events),
+            ("context", self.context_features, context),
+        ):
+            if lacking := sorted(set(wanted) - set(given or {})):
+                raise ValueError(f"The model reads the feature {lacking[0]!r}: pass its values in `{name}`.")
+        x = ops.cast(x, self.compute_dtype)
+        if self.event:
+            x = x + self.event(events)
+        x = self.mask(x, training=training)  # an item and what happened to it
         if self.position:
             x = self.position(x, is_real, end)  # B L D
         if self.elapsed:
             x = self.elapsed(x, timestamps, request_times)
         if self.moment:
             x = self.moment(x, request_times)
+        if self.context:
+            x = x + self.context(context)
         x = self.dropout(x, training=training)
         for i, block in enumerate(self.blocks):
             bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times)
@@ -192,5 +228,7 @@ class SequenceTower(AbstractSequenceTower):
             "attention_dropout_rate": self.attention_dropout_rate,
             "mask_rate": self.mask_rate,
             "normalize": self.normalize,
+            "event_features": self.event_features,
+            "context_features": self.context_features,
         }
         return super().get_config() | own

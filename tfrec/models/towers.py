@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -30,6 +32,10 @@ class AbstractSequenceTower(keras.layers.Layer):
     Attributes:
         max_length: int, the newest items of a history that the tower reads.
         reads_times: bool, whether `call` takes `timestamps` and `request_times`; see `TimeBias`. Default: False.
+        reads_events: bool, whether `call` takes `events`; see `SequenceTower`. Default: False.
+        reads_context: bool, whether `call` takes `context`; see `SequenceTower`. Default: False.
+        event_features, context_features: dicts by the names of the features that it reads. `TwoTower.export` names inputs by
+            them. Default: none.
         supports_packing: bool, whether `call` takes `end` and keeps the histories of a row apart; see `CausalSelfAttention`.
             Otherwise each history gets a row of its own. Default: False.
     Call arguments:
@@ -41,6 +47,10 @@ class AbstractSequenceTower(keras.layers.Layer):
 
     max_length: int
     reads_times: bool = False
+    reads_events: bool = False
+    reads_context: bool = False
+    event_features: Mapping[str, Any] = {}
+    context_features: Mapping[str, Any] = {}
     supports_packing: bool = False
 
     def call(self, x, is_real, training=None):
@@ -130,6 +140,8 @@ def check_towers(item_tower, sequence_tower) -> None:
                 )
     needed = ["is_real", *(["end"] if sequence_tower.supports_packing else [])]
     needed += ["timestamps", "request_times"] if sequence_tower.reads_times else []
+    needed += ["events"] if sequence_tower.reads_events else []
+    needed += ["context"] if sequence_tower.reads_context else []
     taken = inspect.signature(sequence_tower.call).parameters
     for argument in needed:
         if argument not in taken:

@@ -40,7 +40,8 @@ class TwoTower(keras.Model):
     Call arguments:
         inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`. Rows that pack
             several histories also have `end`, int32 `(batch, length)`; see `CausalSelfAttention`. For a tower that reads times
-            also `timestamps` and `request_times`, int64 `(batch, length)`; see `TimeBias`.
+            also `timestamps` and `request_times`, int64 `(batch, length)`; see `TimeBias`. For one that reads features also
+            `events` and `context`, dicts of encoded features `(batch, length)`; see `SequenceTower`.
         vectors: float tensor `(batch, length, width)`, the item vectors of the history, where they are at hand. Default: those of
             the item tower.
     Returns:
@@ -51,6 +52,7 @@ class TwoTower(keras.Model):
 
     def __init__(self, item_tower: AbstractItemTower, sequence_tower: AbstractSequenceTower, **kwargs):
         super().__init__(**kwargs)
+        self.autocast = False  # the towers cast what they read; float16 does not hold every number of a feature
         check_towers(item_tower, sequence_tower)
         self.item_tower = item_tower
         self.sequence_tower = sequence_tower
@@ -219,7 +221,8 @@ class TwoTower(keras.Model):
         """Write a SavedModel that embeds histories of item indexes; `tfrec.export` writes one that recommends by item ids.
 
         Its signature `serving_default` takes `history`, int32 `(batch, length)`, oldest first, 0 = padding, and for a model that
-        reads times also `timestamps` and `request_time`, int64. It returns `embedding`, float32 `(batch, width)`.
+        reads times also `timestamps` and `request_time`, int64. Features are encoded: `NAME`, `(batch, length)`, of each event of
+        the history, and for context also `request_NAME`, `(batch,)`. It returns `embedding`, float32 `(batch, width)`.
 
         Args:
             filepath: the folder to write.
@@ -234,10 +237,24 @@ class TwoTower(keras.Model):
         if self.sequence_tower.reads_times:
             inputs["timestamps"] = keras.InputSpec("int64", (None, None), name="timestamps")
             inputs["request_time"] = keras.InputSpec("int64", (None,), name="request_time")
+        tower = self.sequence_tower
+        for name, spec in {**tower.event_features, **tower.context_features}.items():
+            dtype = "float32" if spec["kind"] == "number" else "int32"
+            inputs[name] = keras.InputSpec(dtype, (None, None), name=name)
+            if name in tower.context_features:
+                inputs[f"request_{name}"] = keras.InputSpec(dtype, (None,), name=f"request_{name}")
 
         def embed(given):
-            history, *times = (given[name] for name in inputs)
-            return {"embedding": self.embed_history(prepare_inputs(history, self.sequence_tower.max_length, *times))}
+            prepared = prepare_inputs(
+                given["history"],
+                tower.max_length,
+                given.get("timestamps"),
+                given.get("request_time"),
+                events={name: given[name] for name in tower.event_features},
+                event_context={name: given[name] for name in tower.context_features},
+                request_context={name: given[f"request_{name}"] for name in tower.context_features},
+            )
+            return {"embedding": self.embed_history(prepared)}
 
         archive = keras.export.ExportArchive()
         archive.track(self)

@@ -40,6 +40,7 @@ def build_model(
         config: `Config` without open fields.
         num_items: int > 0, size of the catalogue.
         features: lists of `Feature` by whose they are, as `PreparedData.features`. Default: none.
+            Those of events, context and users are read by the sequence tower.
         item_features: encoded `features["items"]` by name, see `encode_table`. Default: items are embedded by their ids alone.
     Raises:
         ValueError: the config leaves the size or the dropout of the model open.
@@ -53,13 +54,15 @@ def build_model(
         )
     own: dict[str, Any] = {"normalize": config.similarity == "cosine", "dtype": policy}
     content: dict[str, Any] = {}
-    if features and item_features:
+    features = features or {}
+    if item_features:
         specs = {feature.name: feature.spec for feature in features["items"]}
         embedding = FeatureEmbedding(specs, config.width, config.content_dims, dtype=policy)
         content = {"content": embedding, "features": item_features, "id_dropout_rate": config.id_dropout_rate}
     items = ItemTower(
         num_items, config.width, config.mlp_dims, init_stddev=config.init_stddev, name="item_tower", **content, **own
     )
+    of_request = [*features.get("context", []), *features.get("users", [])]
     sequence = SequenceTower(
         config.max_length,
         config.num_blocks,
@@ -73,6 +76,8 @@ def build_model(
         config.calendar,
         config.attention_dropout_rate,
         config.mask_rate,
+        event_features={feature.name: feature.spec for feature in features.get("events", [])},
+        context_features={feature.name: feature.spec for feature in of_request},
         name="sequence_tower",
         **own,
     )
@@ -100,6 +105,8 @@ def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> Packe
         crop_rate=config.crop_rate,
         reorder_rate=config.reorder_rate,
         has_times=tower.reads_times,
+        has_features=getattr(tower, "reads_features", False),
+        weights=config.weights,
         is_packed=tower.supports_packing,
     )
     if not len(batches):

@@ -95,6 +95,10 @@ class Config:
         similarity: str, score of a query and a candidate: `"cosine"` or `"dot"`. Default: `"cosine"`.
         repeats: str, `"exclude"` never recommends what stands in the history; `"allow"` learns, validates, evaluates and exports a
             ranking of the whole catalogue, for users who come back to the same items. Default: `"exclude"`.
+        targets: tuple of str, which events of the data are to be found, such as `("event_type=purchase",)`; see `is_target`. The
+            others stay in histories. Default: all.
+        weights: tuple of str, how much each event counts in training, such as `("event_type:purchase=3",)`; see `event_weights`.
+            Default: all alike.
         loss: str, `"full_softmax"`, `"sampled_softmax"`, `"gbce"` or `"tfrs_retrieval"`. Default: by the size of the catalogue:
             the first up to 15,000 items, the second up to 50,000, the last above.
         num_negatives: int, uniform negatives of a batch; `full_softmax` has none. Default: 1,024.
@@ -160,6 +164,8 @@ class Config:
     cold_items: float = 0.0
     similarity: str = "cosine"
     repeats: str = "exclude"
+    targets: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
     loss: str | None = None
     num_negatives: int = 1024
     temperature: float | None = None

@@ -93,9 +93,12 @@ def train(
         config = config or Config()
         data = without_cold(data if isinstance(data, PreparedData) else PreparedData.open(data), config)
     assert config is not None
-    split = LeaveLastOut(data, 0 if config.final_epochs else 2)
+    split = LeaveLastOut(data, 0 if config.final_epochs else 2, config.targets)
     if not len(split.users):
-        raise ValueError("The data has no user with 3 events: none to validate on. A sequential model needs histories.")
+        needed = f"2 events {' and '.join(config.targets)} after another one" if config.targets else "3 events"
+        raise ValueError(
+            f"The data has no user with {needed}: none to validate on. A sequential model needs histories."
+        )
     config = config if resume else _fill_in(config, split, model, loss)
     has_schedule = not any(isinstance(callback, RATE_SETTERS) for callback in callbacks)
     model, batches = compile_model(config, split, model=model, loss=loss, has_schedule=has_schedule)

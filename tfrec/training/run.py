@@ -41,7 +41,6 @@ from tfrec.data.prepared import ITEMS, PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import Vocabulary
 from tfrec.exceptions import DataMismatchError
-from tfrec.files import write_whole
 from tfrec.formats import check_format
 from tfrec.index.answers import Answers
 from tfrec.index.filters import build_filter
@@ -49,6 +48,7 @@ from tfrec.models.new_items import as_table
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
+from tfrec.training.sample import load_sample, save_sample
 from tfrec.version import __version__
 
 FORMAT = 3
@@ -207,7 +207,7 @@ class Run:
             raise ValueError(
                 f"`{folder}` has no weights yet: no epoch was finished. Go on with `tfrec train --resume`."
             )
-        vocabulary = settings.vocabulary
+        vocabulary, features = settings.vocabulary, load_features(folder)
         if settings.format_version == 1:
             assert config is not None
             # Skip the random initialisation, which would hold a large item table three times: the weights come next.
@@ -215,9 +215,10 @@ class Run:
             sample, quantiles = _sample_of_format_1(settings, model.sequence_tower.max_length)
         else:
             model = _rebuild(_read_json(folder / MODEL))
-            sample, quantiles = _load_sample(folder / SAMPLE, vocabulary), settings.length_quantiles
+            quantiles = settings.length_quantiles
+            sample = load_sample(folder / SAMPLE, vocabulary, features)
         model.load_weights(folder / WEIGHTS)
-        items, features = pyarrow.parquet.read_table(folder / ITEMS).to_pydict(), load_features(folder)
+        items = pyarrow.parquet.read_table(folder / ITEMS).to_pydict()
         metrics, history = _read_json(folder / METRICS), _read_history(folder)
         return cls(folder, config, model, vocabulary, items, features, sample, quantiles, metrics, history, settings)
 
@@ -249,6 +250,19 @@ class Run:
         A run of an earlier version and a model that was fitted by hand have `"exclude"`.
         """
         return "exclude" if self.config is None else self.config.repeats
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Which events are to be found, as the run was trained; see `LeaveLastOut`."""
+        return () if self.config is None else self.config.targets
+
+    def split(self, data: PreparedData | None = None) -> LeaveLastOut:
+        """The split of the run: of its data, or of its sample.
+
+        Args:
+            data: `PreparedData`. Default: `Run.sample`.
+        """
+        return LeaveLastOut(self.sample if data is None else data, targets=self.targets)
 
     def recommend(
         self,
@@ -352,9 +366,9 @@ def write_run(
     pyarrow.parquet.write_table(data.items, folder / ITEMS)
     if any(data.features.values()):
         save_features(folder, data.features)
-    sample = LeaveLastOut(data).sample(SAMPLE_USERS, model.sequence_tower.max_length)
-    arrays: dict[str, Any] = {"item_index": sample.item_index, "timestamp": sample.timestamp, "offsets": sample.offsets}
-    write_whole(folder / SAMPLE, lambda path: np.savez(path, **arrays))
+    split = LeaveLastOut(data, targets=() if config is None else config.targets)
+    sample = split.sample(SAMPLE_USERS, model.sequence_tower.max_length)
+    save_sample(folder / SAMPLE, sample)
     about = {
         "format_version": FORMAT,
         "tfrec_version": __version__,
@@ -410,12 +424,6 @@ def _rebuild(spec: dict[str, Any]) -> TwoTower:
             f"classes first; each class needs `get_config` and `@keras.saving.register_keras_serializable`."
         ) from error
     return model
-
-
-def _load_sample(path: Path, vocabulary: Vocabulary) -> PreparedData:
-    with np.load(path, allow_pickle=False) as arrays:
-        parts = {name: arrays[name] for name in ("item_index", "timestamp", "offsets")}
-    return PreparedData(vocabulary, **parts)
 
 
 def _sample_of_format_1(settings: RunSettings, max_length: int) -> tuple[PreparedData, dict[str, int]]:
