@@ -46,6 +46,7 @@ _HOMES = {
     "Run": "tfrec.training.run",
     "SampledSoftmax": "tfrec.models.losses",
     "SequenceTower": "tfrec.models.sequence_tower",
+    "TaskHead": "tfrec.models.tasks",
     "TfrecError": "tfrec.exceptions",
     "TfrsRetrieval": "tfrec.models.tfrs_task",
     "TimeBias": "tfrec.layers",
@@ -116,6 +117,7 @@ def _register_with_keras() -> None:
         "models.two_tower",
         "models.item_tower",
         "models.sequence_tower",
+        "models.tasks",
         "models.losses",
         "models.tfrs_task",
     ):

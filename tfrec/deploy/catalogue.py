@@ -15,7 +15,6 @@ import pyarrow.parquet
 from tfrec.data.encoding import encode_table
 from tfrec.data.items import read_items
 from tfrec.data.prepared import PreparedData
-from tfrec.data.splits import LeaveLastOut
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.evaluation.ranking import embed_histories
 from tfrec.files import write_whole
@@ -91,7 +90,7 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
 def row_of_new_items(run: Run) -> np.ndarray:
     """`new_item_row` by the histories of a run's sample and its config."""
     boost = 0.0 if run.config is None else run.config.new_item_boost
-    queries = embed_histories(run.model, LeaveLastOut(run.sample), "validation")
+    queries = embed_histories(run.model, run.split(), "validation")
     return new_item_row(run.model.item_tower, queries, boost)
 
 
