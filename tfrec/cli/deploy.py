@@ -134,6 +134,9 @@ def check(
         "tfrec serve": "loads it" + (f", with {', '.join(report.packages)}" if report.packages else ""),
         "LiteRT": "does not load string ids and hash tables: use `tfrec lite RUN`",
         "warm-up file": f"{report.warmup_requests} requests replayed" if report.warmup_requests else "none",
+        "sample request": json.dumps({"signature_name": "recommend", "inputs": report.request}, ensure_ascii=False)
+        if report.request
+        else "none",
         "sample answer": ", ".join(report.answer) or "none",
     }
     table = Table(show_header=False)

@@ -34,8 +34,9 @@ class FeatureEncoder(tf.Module):
         super().__init__(name="features")
         self.features = list(features)
         self._values, self._tables = {}, {}
+        self._keys = {}
         for number, feature in enumerate(self.features):
-            key = str(number)  # names of columns may be no names of variables
+            key = self._keys[feature.name] = str(number)  # names of columns may be no names of variables
             if feature.kind in ("category", "multi"):
                 keys = tf.constant(["", *feature.values])
                 numbers = tf.constant(
@@ -48,15 +49,14 @@ class FeatureEncoder(tf.Module):
 
     def __call__(self, raw: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         """Encode raw columns by name."""
-        encoded = {}
-        for number, feature in enumerate(self.features):
-            given = raw[feature.name]
-            if feature.kind in ("category", "multi"):
-                given = self._values[str(number)].lookup(given)
-            elif feature.kind == "text":
-                given = embed_text(given, self._tables[str(number)].value())
-            encoded[feature.name] = given
-        return encoded
+        return {feature.name: self.encode(feature.name, raw[feature.name]) for feature in self.features}
+
+    def encode(self, name: str, raw: Any) -> tf.Tensor:
+        """Encode one raw column."""
+        key = self._keys[name]
+        if key in self._values:
+            return self._values[key].lookup(raw)
+        return embed_text(raw, self._tables[key].value()) if key in self._tables else raw
 
     def signature(self) -> list[tf.TensorSpec]:
         """The raw columns as named inputs of a served model."""

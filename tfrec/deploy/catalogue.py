@@ -101,7 +101,10 @@ def _with_catalogue(sample: PreparedData, kept: Sequence[int], vocabulary: Vocab
     item_index = new_index[sample.item_index]
     stays = item_index > 0
     offsets = np.insert(np.cumsum(stays), 0, 0)[sample.offsets]
-    return PreparedData(vocabulary, item_index[stays], sample.timestamp[stays], offsets)
+    columns = {name: values[stays] for name, values in sample.event_columns.items()}
+    arrays = {"item_index": item_index[stays], "timestamp": sample.timestamp[stays], "offsets": offsets}
+    own = {"users": sample.users, "features": sample.features, "event_columns": columns}
+    return PreparedData(vocabulary, **arrays, **own)
 
 
 def _vector(

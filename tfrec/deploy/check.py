@@ -8,7 +8,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
@@ -28,6 +30,7 @@ class CheckReport:
         size_bytes: int, size of all files.
         warmup_requests: int, number of requests that were replayed.
         answer: list of str, ids that `serving_default` recommends to the longest warm-up history.
+        request: dict, the inputs of a request for `recommend`: that of the shortest warm-up history.
     """
 
     folder: Path
@@ -37,6 +40,7 @@ class CheckReport:
     size_bytes: int
     warmup_requests: int
     answer: list[str]
+    request: dict[str, Any]
 
     @property
     def is_stock(self) -> bool:
@@ -93,7 +97,7 @@ def check(folder: str | os.PathLike) -> CheckReport:
         raise ValueError(f"`{folder}` cannot be loaded: {str(error).splitlines()[0]}") from None
     gc.collect()  # what loading left goes before the first request makes more
     signatures = loaded.signatures
-    replayed, answer = 0, []
+    replayed, answer, sample = 0, [], {}
     for signature, inputs in _warmup_requests(folder / WARMUP):
         if signature not in signatures:
             raise ValueError(f"`{folder / WARMUP}` asks for the signature `{signature}`, which the export lacks.")
@@ -105,12 +109,15 @@ def check(folder: str | os.PathLike) -> CheckReport:
                 f"{str(error).splitlines()[0]}"
             ) from None
         replayed += 1
+        if signature == "recommend" and not sample:
+            text = np.frompyfunc(lambda v: v.decode() if isinstance(v, bytes) else v, 1, 1)
+            sample = {name: text(value.numpy()).tolist() for name, value in sorted(inputs.items())}
         if signature == "serving_default" and "item_ids" in outputs:
             answer = [i.decode() for i in outputs["item_ids"].numpy()[0] if i]
     if hasattr(loaded, "release"):
         loaded.release()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return CheckReport(folder, sorted(signatures), foreign, packages, size, replayed, answer)
+    return CheckReport(folder, sorted(signatures), foreign, packages, size, replayed, answer, sample)
 
 
 def _warmup_requests(path: Path):

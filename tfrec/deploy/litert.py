@@ -2,6 +2,8 @@
 
 history    int32 [1, max_length]   item indexes, oldest first; 0 (padding) may stand anywhere
 timestamps int64 [1, max_length], request_time int64 [1]   seconds, 0 = unknown; only of a model that reads times
+NAME       int32 or float32 [1, max_length], request_NAME [1]   encoded features, see `tfrec.index.inputs`: number `2 + i` is the
+           value `i` of `NAME.json`, 0 = missing, 1 = unknown; only of a model that reads features
 items      int32 [1, k]            item indexes of the recommendations, best first; 0 where no item is left
 scores     float32 [1, k]          the lowest float32 where no item is left
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from tfrec.data.vocabulary import PAD_INDEX
 from tfrec.files import write_whole
 from tfrec.index.answers import Answers, to_seconds
 from tfrec.index.building import build_index
+from tfrec.index.inputs import MISSING, describe_inputs
 from tfrec.models.new_items import as_table
 from tfrec.training.run import Run
 from tfrec.version import __version__
@@ -67,20 +71,20 @@ class EdgeModel(tf.Module):
         super().__init__(name="tfrec_edge")
         model, tower = as_table(run.model), run.model.sequence_tower
         built = build_index(index, np.asarray(model.item_tower.catalogue()))
-        self._k, self._max_length, self._reads_times = min(k, built.num_items), tower.max_length, tower.reads_times
-        self._answers = Answers(model, run.items["num_events"], built, for_edge=True, repeats=repeats)
+        self._k, self._max_length = min(k, built.num_items), tower.max_length
+        own: dict[str, Any] = {"for_edge": True, "repeats": repeats, "features": run.features}
+        self.answers = Answers(model, run.items["num_events"], built, **own)
 
     @property
     def function(self):
         """The concrete function to convert."""
         row = (1, self._max_length)
         inputs = [tf.TensorSpec(row, tf.int32, "history")]
-        if self._reads_times:
-            inputs += [tf.TensorSpec(row, tf.int64, "timestamps"), tf.TensorSpec((1,), tf.int64, "request_time")]
+        inputs += [put.spec(*row, is_encoded=True) for put in self.answers.inputs]
         return tf.function(self._recommend, inputs).get_concrete_function()
 
-    def _recommend(self, history, *times):
-        items, scores = self._answers.rank(history, times, None, None, self._k)
+    def _recommend(self, history, *others):
+        items, scores = self.answers.rank(history, others, None, None, self._k)
         return {"items": items, "scores": scores}
 
 
@@ -131,6 +135,7 @@ def to_litert(
         "tfrec_version": __version__,
         "inputs": _describe(details.get_input_details()),
         "outputs": _describe(details.get_output_details()),
+        **describe_inputs(edge.answers.inputs),
         "index": index,
         "repeats": repeats,
         "num_items": len(run.vocabulary),
@@ -155,16 +160,29 @@ def _describe(details: dict[str, Any]) -> dict[str, Any]:
 def _compare(run: Run, path: Path, k: int, repeats: str, size_bytes: int) -> LiteReport:
     """Run a converted file beside Keras on test histories of the run's sample."""
     sample, max_length = run.sample, run.model.sequence_tower.max_length
-    starts, ends = (array[:PARITY_HISTORIES] for array in run.split().histories("test"))
+    split = run.split()
+    starts, ends = (array[:PARITY_HISTORIES] for array in split.histories("test"))
     kept = [slice(max(a, b - max_length), b) for a, b in zip(starts, ends, strict=True)]
     histories, times = ([array[rows] for rows in kept] for array in (sample.item_index, sample.timestamp))
     requests = sample.timestamp[ends]
     if not len(histories):
         return LiteReport(path, size_bytes, float("nan"), float("nan"), 0)
-    answers = Answers(run.model, run.items["num_events"], repeats=repeats)
-    items, scores = answers.recommend(histories, k, timestamps=times, request_times=requests)
+    answers = Answers(run.model, run.items["num_events"], repeats=repeats, features=run.features)
+    features: dict[str, Any] = {}
+    for put in answers.inputs:
+        if put.feature is not None:
+            name, users = put.feature.name, split.users[: len(ends)]
+            of_events = sample.event_columns.get(name)
+            if of_events is None:
+                features[put.name] = sample.user_columns[name][users]
+            else:
+                features[put.name] = of_events[ends] if put.is_of_request else [of_events[rows] for rows in kept]
+    items, scores = answers.recommend(histories, k, timestamps=times, request_times=requests, features=features)
     interpreter = load(path)
-    found = [run_edge(interpreter, *given) for given in zip(histories, times, requests, strict=True)]
+    found = [
+        run_edge(interpreter, *given, {name: values[i] for name, values in features.items()})
+        for i, given in enumerate(zip(histories, times, requests, strict=True))
+    ]
     # a row without enough items ends in padding, whose score is -inf here and the lowest float32 in LiteRT
     differences = [np.abs(s - scores[i])[a != PAD_INDEX].max(initial=0) for i, (a, s) in enumerate(found)]
     same = [np.array_equal(a, items[i]) for i, (a, _) in enumerate(found)]
@@ -181,7 +199,11 @@ def load(path: str | os.PathLike):
 
 
 def run_edge(
-    interpreter, history: np.ndarray, timestamps: np.ndarray | None = None, request_time: int = 0
+    interpreter,
+    history: np.ndarray,
+    timestamps: np.ndarray | None = None,
+    request_time: int = 0,
+    features: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run one history of item indexes, of any length.
 
@@ -189,18 +211,23 @@ def run_edge(
         interpreter: see `load`.
         history: int array, oldest first.
         timestamps, request_time: for a model that reads times, see `to_seconds`; another model ignores them. Default: unknown.
+        features: dict of encoded features by the name of the input: an array like `history`, or one value of the request. Default:
+            missing.
     Returns:
         `(items, scores)`: int32 and float32 arrays, shape `(k,)`.
     """
     runner = interpreter.get_signature_runner()
     times = np.zeros(len(history), np.int64) if timestamps is None else np.asarray(timestamps, np.int64)
-    inputs = {"history": history, "timestamps": np.asarray(to_seconds(times))}
-    given = {"request_time": np.asarray(to_seconds(np.array([request_time], np.int64)))}
-    details = runner.get_input_details()
-    length = details["history"]["shape"][1]
-    for name, values in inputs.items():
-        row = np.zeros((1, length), np.int32 if name == "history" else np.int64)  # 0 is padding
-        row[0, length - len(values[-length:]) :] = values[-length:]
-        given[name] = row
-    answer = runner(**{name: given[name] for name in details})
+    given = {"history": history, "timestamps": to_seconds(times), **(features or {})}
+    given["request_time"] = to_seconds(np.array(request_time, np.int64))
+    inputs = {}
+    for name, tensor in runner.get_input_details().items():
+        shape, dtype = tensor["shape"], np.dtype(tensor["dtype"])
+        inputs[name] = np.full(shape, MISSING[tf.as_dtype(dtype)], dtype)
+        if len(shape) == 1 and name in given:
+            inputs[name][0] = given[name]
+        elif name in given:
+            values = np.asarray(given[name])[-shape[1] :]
+            inputs[name][0, shape[1] - len(values) :] = values
+    answer = runner(**inputs)
     return answer["items"][0], answer["scores"][0]

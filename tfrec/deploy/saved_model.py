@@ -35,6 +35,7 @@ from tfrec.evaluation.ranking import embed_histories
 from tfrec.files import scratch
 from tfrec.formats import check_format
 from tfrec.index import recall as measure_recall
+from tfrec.index.inputs import describe_inputs
 from tfrec.models.item_tower import ItemTower
 from tfrec.training.run import Run
 from tfrec.version import __version__
@@ -187,6 +188,7 @@ def _write(
         "num_added_items": 0 if add_items is None else len(add_items),
         "unknown_values": unknown,
         "item_features": [] if new_items is None else [describe_feature(feature) for feature in features],
+        **describe_inputs(serving.answers.inputs),
         "removed_items": list(remove_items),
         "max_length": run.model.sequence_tower.max_length,
         "run": str(run.folder.resolve()),

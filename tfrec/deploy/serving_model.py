@@ -15,6 +15,7 @@ from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabu
 from tfrec.index.answers import Answers
 from tfrec.index.building import build_index
 from tfrec.index.filters import build_filter
+from tfrec.index.inputs import RequestEncoder
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.new_items import as_table
 from tfrec.training.run import Run
@@ -31,10 +32,6 @@ DENY = _ids(None, None, name="deny")
 CANDIDATES = _ids(None, None, name="candidates")
 ITEM_IDS = _ids(None, name="item_ids")
 K = tf.TensorSpec((None,), tf.int32, "k")
-TIMES = (tf.TensorSpec((None, None), tf.int64, "timestamps"), tf.TensorSpec((None,), tf.int64, "request_time"))
-"""Further inputs of a model that reads times: of each item, and of the request; see `to_seconds`."""
-DTYPES = {spec.name: spec.dtype for spec in (K, *TIMES)}
-"""Dtypes of the inputs that are no strings."""
 
 
 class NewItems(tf.Module):
@@ -73,8 +70,8 @@ class ServingModel(tf.Module):
     A filter adds `recommend_filtered`, item features `embed_new_items`. Where repeats are allowed, `recommend_new` leaves out the
     items of the history.
 
-    An id that the vocabulary lacks is unknown. A model that reads times takes `timestamps` and `request_time` wherever it takes
-    `history`. `serving_default` and `recommend` differ in their inputs alone.
+    An id that the vocabulary lacks is unknown. A model that reads times or features takes them as further inputs wherever it takes
+    `history`; see `tfrec.index.inputs`. `serving_default` and `recommend` differ in their inputs alone.
 
     Args:
         answers: `Answers`, the model, the index and the rules.
@@ -100,17 +97,18 @@ class ServingModel(tf.Module):
         values = tf.constant([PAD_INDEX, *range(FIRST_ITEM_INDEX, FIRST_ITEM_INDEX + len(vocabulary))], tf.int32)
         self._item_index = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), OOV_INDEX)
 
-        times = TIMES if answers.model().sequence_tower.reads_times else ()
-        self.serving_default = tf.function(self._serving_default, [HISTORY, *times])
-        self.recommend = tf.function(self._recommend, [HISTORY, *times, EXCLUDE, K])
+        self._encode = RequestEncoder(answers.inputs)
+        query = [HISTORY, *(put.spec() for put in answers.inputs)]
+        self.serving_default = tf.function(self._serving_default, query)
+        self.recommend = tf.function(self._recommend, [*query, EXCLUDE, K])
         if keeps_seen(answers.repeats):
-            self.recommend_new = tf.function(self._recommend_new, [HISTORY, *times, EXCLUDE, K])
+            self.recommend_new = tf.function(self._recommend_new, [*query, EXCLUDE, K])
         if answers.filter:
-            filtered = [HISTORY, *times, EXCLUDE, K, ALLOW, DENY]
+            filtered = [*query, EXCLUDE, K, ALLOW, DENY]
             self.recommend_filtered = tf.function(self._recommend_filtered, filtered)
         self.similar_items = tf.function(self._similar_items, [ITEM_IDS, K])
-        self.score = tf.function(self._score, [HISTORY, *times, CANDIDATES])
-        self.embed_history = tf.function(self._embed_history, [HISTORY, *times])
+        self.score = tf.function(self._score, [*query, CANDIDATES])
+        self.embed_history = tf.function(self._embed_history, query)
         self.embed_items = tf.function(self._embed_items, [ITEM_IDS])
         self.release = tf.function(self._release, [])
 
@@ -127,15 +125,14 @@ class ServingModel(tf.Module):
     def _release(self) -> None:
         """Free the resources that no garbage collection frees, in the process that built the model and in one that loaded it."""
         of_features = [] if self.new_items is None else self.new_items.encoder.handles()
+        of_features += self._encode.encoder.handles()
         for handle in [self._item_index.resource_handle, *self.answers.index.handles(), *of_features]:
             tf.raw_ops.DestroyResourceOp(resource=handle)
 
-    def _serving_default(self, history, *times):
+    def _serving_default(self, history, *others):
         number = tf.shape(history)[0]
-        exclude = tf.zeros((number, 0), tf.int32)
-        return self._named(
-            *self.answers.rank(self._indexes(history), times, exclude, tf.fill((number,), self.k), self.k)
-        )
+        exclude, k = tf.zeros((number, 0), tf.int32), tf.fill((number,), self.k)
+        return self._named(*self.answers.rank(self._indexes(history), self._encode(others), exclude, k, self.k))
 
     def _recommend(self, history, *others):
         return self._recommend_within(history, others)
@@ -144,10 +141,11 @@ class ServingModel(tf.Module):
         return self._recommend_within(history, others, repeats="exclude")
 
     def _recommend_within(self, history, others, **how):
-        *times, exclude, k = others
+        *others, exclude, k = others
         k = tf.minimum(k, self.max_k)  # not refused: a batch holds requests of others
         width = tf.reduce_max(tf.concat([k, [0]], 0))
-        return self._named(*self.answers.rank(self._indexes(history), times, self._indexes(exclude), k, width, **how))
+        given = (self._indexes(history), self._encode(others), self._indexes(exclude))
+        return self._named(*self.answers.rank(*given, k, width, **how))
 
     def _recommend_filtered(self, history, *others):
         *plain, allow, deny = others
@@ -157,11 +155,11 @@ class ServingModel(tf.Module):
         return self._named(*self.answers.similar(self._indexes(item_ids), tf.minimum(k, self.max_k)))
 
     def _score(self, history, *others):
-        *times, candidates = others
-        return {"scores": self.answers.score(self._indexes(history), times, self._indexes(candidates))}
+        *others, candidates = others
+        return {"scores": self.answers.score(self._indexes(history), self._encode(others), self._indexes(candidates))}
 
-    def _embed_history(self, history, *times):
-        return {"embedding": self.answers.query(self._indexes(history), times)[0]}
+    def _embed_history(self, history, *others):
+        return {"embedding": self.answers.query(self._indexes(history), self._encode(others))[0]}
 
     def _embed_items(self, item_ids):
         return {"embedding": self.answers.embed_items(self._indexes(item_ids))}
@@ -211,5 +209,5 @@ def build_serving_model(
     built = build_index(index, catalogue(), storage=storage, queries=queries, recall=recall, k=needed)
     item_filter = build_filter(filters, run.items)
     choice = run.repeats if repeats is None else repeats
-    answers = Answers(model, run.items["num_events"], built, item_filter, repeats=choice)
+    answers = Answers(model, run.items["num_events"], built, item_filter, repeats=choice, features=run.features)
     return ServingModel(answers, run.vocabulary, k, max_k, new_items)

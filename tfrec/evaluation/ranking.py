@@ -113,7 +113,7 @@ def embed(
         timestamp=timestamp if tower.reads_times else None,
         ticks_per_second=ticks_per_second,
         is_packed=tower.supports_packing,
-        **(features if features and getattr(tower, "reads_features", False) else {}),
+        **(features if features and tower.reads_features else {}),
     )
     queries = np.zeros((len(starts), model.item_tower.width), np.float32)
     for members, newest, inputs, _ in batches.with_members():

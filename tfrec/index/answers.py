@@ -14,10 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.data.batches import prepare_inputs
+from tfrec.data.features import Feature
 from tfrec.data.splits import keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
 from tfrec.index.exact import Allows, ExactIndex, keep_best, num_distinct
 from tfrec.index.filters import ItemFilter, wanted_of
+from tfrec.index.inputs import request_inputs
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.two_tower import TwoTower
 
@@ -44,6 +46,7 @@ class Answers(tf.Module):
         item_filter: `ItemFilter` that `allow` and `deny` are read by. Default: none.
         for_edge: bool, use only ops that LiteRT has built in. Default: False.
         repeats: str, whether the items of a history may be recommended, `"exclude"` or `"allow"`. Default: `"exclude"`.
+        features: lists of `Feature` by whose they are, as `Run.features`, of a model that reads some. Default: none.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Answers(tf.Module):
         item_filter: ItemFilter | None = None,
         for_edge: bool = False,
         repeats: str = "exclude",
+        features: Mapping[str, Sequence[Feature]] | None = None,
     ) -> None:
         super().__init__(name="answers")
+        self.inputs = request_inputs(model.sequence_tower, features or {})
         keeps_seen(repeats)  # refuse another value here
         self.repeats = repeats
         tower = model.item_tower
@@ -84,22 +89,27 @@ class Answers(tf.Module):
         self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm")
         self._eager = tf.function(self.rank, reduce_retracing=True)
 
-    def query(self, history, times=()):
+    def query(self, history, others=()):
         """Embed histories.
 
         Args:
             history: int32 tensor, shape `(batch, length)`, item indexes, oldest first.
-            times: for a model that reads times, `timestamps` int64 `(batch, length)` and `request_time` int64 `(batch,)`; see
-                `to_seconds`. At the edge: seconds.
+            others: tensors, the further inputs in the order of `inputs`: of each event `(batch, length)`, of the request `(batch,)`.
+                Features are encoded. Times are int64, see `to_seconds`; at the edge: seconds.
         Returns:
             `(query, is_cold)`: float32 `(batch, width)`; bool `(batch,)`, True for a history without a known item.
         """
         model = self.model()
-        if times and not self._for_edge:  # LiteRT does not divide int64
-            message = "`timestamps` must have the shape of `history`."  # else the times of other items would be read
-            tf.debugging.assert_equal(tf.shape(times[0]), tf.shape(history), message)
-            times = [to_seconds(given) for given in times]
-        inputs = prepare_inputs(history, model.sequence_tower.max_length, *times)
+        given: dict[str, Any] = {"events": {}, "event_context": {}, "request_context": {}}
+        for put, values in zip(self.inputs, others, strict=True):
+            if not (put.is_of_request or self._for_edge):  # else the values of other items would be read
+                message = f"`{put.name}` must have the shape of `history`."
+                tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
+            if put.feature is None:  # LiteRT does not divide int64
+                given[put.name] = values if self._for_edge else to_seconds(values)
+            for use in put.uses:
+                given[use][put.feature.name] = values
+        inputs = prepare_inputs(history, model.sequence_tower.max_length, **given)
         vectors, item = None, tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)
         if self._is_shared:
             vectors = self.index.vectors_of(item)
@@ -107,11 +117,11 @@ class Answers(tf.Module):
             vectors *= tf.expand_dims(tf.gather(self._norm.value(), item), -1)
         return model.embed_history(inputs, vectors), ~tf.reduce_any(inputs["is_real"], axis=1)
 
-    def rank(self, history, times, exclude, k, width, allow=None, deny=None, repeats=None):
+    def rank(self, history, others, exclude, k, width, allow=None, deny=None, repeats=None):
         """Recommend items.
 
         Args:
-            history, times: as for `query`.
+            history, others: as for `query`.
             exclude: int32 tensor, shape `(batch, E)`, item indexes; None: none.
             k: int32 tensor, shape `(batch,)`, items of each row.
             width: int or int32 scalar, the largest `k`.
@@ -124,7 +134,7 @@ class Answers(tf.Module):
         if allow is not None:
             item_filter: Any = self.filter
             allows = lambda items, rows: item_filter.allows(items, tf.gather(allow, rows), tf.gather(deny, rows))  # noqa: E731
-        query, is_cold = self.query(history, times)
+        query, is_cold = self.query(history, others)
         width = min(width, self.index.num_items) if self._for_edge else tf.minimum(width, self.index.num_items)
         left_out = [] if keeps_seen(self.repeats if repeats is None else repeats) else [history]
         left_out += [] if exclude is None else [exclude]
@@ -173,9 +183,9 @@ class Answers(tf.Module):
         scores, items = tf.math.top_k(scores, width)
         return self._pad(scores, items, k)
 
-    def score(self, history, times, candidates):
+    def score(self, history, others, candidates):
         """The scores of `candidates`, int32 item indexes `(batch, C)`, after histories; -inf for unknown ones."""
-        query, is_cold = self.query(history, times)
+        query, is_cold = self.query(history, others)
         item = candidates - FIRST_ITEM_INDEX  # B C
         own = tf.maximum(item, 0)
         dots = tf.einsum("bd,bcd->bc", query, self.index.vectors_of(own))
@@ -205,6 +215,7 @@ class Answers(tf.Module):
         repeats: str | None = None,
         timestamps: Sequence[np.ndarray] | None = None,
         request_times: Sequence[int] | np.ndarray | None = None,
+        features: Mapping[str, Sequence[Any]] | None = None,
         allow: Mapping[str, Sequence[str]] | None = None,
         deny: Mapping[str, Sequence[str]] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -217,20 +228,27 @@ class Answers(tf.Module):
             repeats: str, `"exclude"` or `"allow"`. Default: that of the `Answers`.
             timestamps: for a model that reads times, the second of each event, int arrays like `histories`. Default: unknown.
             request_times: for such a model, the second of each request. Default: unknown.
+            features: encoded features by the names of their inputs, for each history an array, or one value of the request. An
+                input that is left out is missing.
             allow, deny: values by the name of an attribute of the filter. Default: none.
         Returns:
             `(items, scores)`: int32 item indexes and float32 arrays, shape `(histories, min(k, num_items))`.
         """
         rows = max(1, SCORES_BYTES // (4 * self.index.num_items))
+        given = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
         parts = []
         for first in range(0, len(histories), rows):
             here = slice(first, first + rows)
             history = _padded(histories[here], np.int32)
-            times: tuple = ()
-            if self.model().sequence_tower.reads_times:
-                asked = np.zeros(len(history), np.int64) if request_times is None else request_times[here]
-                given = [np.zeros(len(h)) for h in histories[here]] if timestamps is None else timestamps[here]
-                times = (tf.constant(_padded(given, np.int64)), tf.constant(asked, tf.int64))
+            others = []
+            for put in self.inputs:
+                spec = put.spec(is_encoded=True)
+                if given.get(put.name) is not None:
+                    values = given[put.name][here]
+                else:
+                    values = [put.missing(1 if put.is_of_request else len(h)) for h in histories[here]]
+                row = np.reshape(values, -1) if put.is_of_request else _padded(values, spec.dtype.as_numpy_dtype)
+                others.append(tf.constant(row, spec.dtype))
             wanted = [
                 tf.constant([values] * len(history), tf.string, (len(history), len(values)))
                 for values in (wanted_of(allow or {}), wanted_of(deny or {}))
@@ -238,7 +256,7 @@ class Answers(tf.Module):
             excluded = np.tile(np.asarray(exclude, np.int32).reshape(1, -1), (len(history), 1))
             filters = wanted if self.filter is not None else ()
             limit = tf.fill((len(history),), k)
-            asked_for = (tf.constant(history), times, tf.constant(excluded), limit, tf.constant(k), *filters)
+            asked_for = (tf.constant(history), others, tf.constant(excluded), limit, tf.constant(k), *filters)
             parts.append(self._eager(*asked_for, repeats=self.repeats if repeats is None else repeats))
         items, scores = (np.concatenate([part.numpy() for part in column]) for column in zip(*parts, strict=True))
         return items, scores

@@ -53,6 +53,11 @@ class AbstractSequenceTower(keras.layers.Layer):
     context_features: Mapping[str, Any] = {}
     supports_packing: bool = False
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether `call` takes `events` or `context`."""
+        return self.reads_events or self.reads_context
+
     def call(self, x, is_real, training=None):
         raise NotImplementedError(
             f"{type(self).__name__} needs `call(x, is_real, training=None)`: a query after each position."

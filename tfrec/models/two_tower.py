@@ -229,8 +229,15 @@ class TwoTower(keras.Model):
                 f"`is_packed=False`."
             )
         vectors = self.item_tower(inputs["history"]) if vectors is None else vectors  # B L D
-        others = {name: value for name, value in inputs.items() if name not in ("history", "task")}
-        query = self.sequence_tower(vectors, **others, training=training)
+        tower, left_out = (
+            self.sequence_tower,
+            {"history", "task"},
+        )  # batches of data with features have them for any tower
+        left_out |= {
+            name for name, is_read in (("events", tower.reads_events), ("context", tower.reads_context)) if not is_read
+        }
+        others = {name: value for name, value in inputs.items() if name not in left_out}
+        query = tower(vectors, **others, training=training)
         if len(query.shape) != 3 or query.shape[-1] != self.item_tower.width:
             raise ValueError(
                 f"{type(self.sequence_tower).__name__} must return a query after each position, shape (batch, length, "

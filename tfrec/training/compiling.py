@@ -116,7 +116,7 @@ def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> Packe
         crop_rate=config.crop_rate,
         reorder_rate=config.reorder_rate,
         has_times=tower.reads_times,
-        has_features=getattr(tower, "reads_features", False),
+        has_features=tower.reads_features,
         weights=config.weights,
         task=None if head is None else head.column,
         is_packed=tower.supports_packing,

@@ -44,6 +44,7 @@ from tfrec.exceptions import DataMismatchError
 from tfrec.formats import check_format
 from tfrec.index.answers import Answers
 from tfrec.index.filters import build_filter
+from tfrec.index.inputs import RequestEncoder
 from tfrec.models.new_items import as_table
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
@@ -275,6 +276,8 @@ class Run:
         deny: Mapping[str, Sequence[str]] | None = None,
         timestamps: Sequence | None = None,
         request_time: Any = 0,
+        events: Mapping[str, Sequence] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> Recommendations:
         """Recommend the `k` best items after one history or after many, by the rules of the served model.
 
@@ -288,6 +291,10 @@ class Run:
             timestamps: for a model that reads times, the time of each event, in the shape of `history`: seconds, or
                 milliseconds and finer; see `to_seconds`. Default: unknown.
             request_time: for such a model, the time of the request; or a list with one for each history. Default: unknown.
+            events: for a model that reads columns of the log, the values of each event by the name of the column, in the shape of
+                `history`, such as `{"event_type": ["view", "cart"]}`. Default: unknown.
+            context: for a model that reads the context of a request or properties of users, values by name, such as
+                `{"device": "phone"}`; or lists with one for each history. Default: unknown.
         Returns:
             `Recommendations`: arrays of shape `(k,)` for one history, `(histories, k)` for many.
         Raises:
@@ -301,13 +308,21 @@ class Run:
             None if timestamps is None else [np.asarray(t, np.int64) for t in ([timestamps] if is_one else timestamps)]
         )
         names = (*(allow or {}), *(deny or {}))
-        items, scores = self._answers(tuple(sorted(set(names)))).recommend(
+        answers = self._answers(tuple(sorted(set(names))))
+        of_events = {name: [values] if is_one else values for name, values in (events or {}).items()}
+        of_requests = {
+            name: values if isinstance(values, list | tuple | np.ndarray) else [values] * len(known)
+            for name, values in (context or {}).items()
+        }
+        features = RequestEncoder(answers.inputs).of_columns([len(one) for one in known], of_events, of_requests)
+        items, scores = answers.recommend(
             known,
             k,
             exclude=self.vocabulary.encode(_text(exclude)),
             repeats=repeats,
             timestamps=times,
             request_times=np.broadcast_to(np.asarray(request_time, np.int64), len(known)),
+            features=features,
             allow=allow,
             deny=deny,
         )
@@ -324,7 +339,8 @@ class Run:
         if filters not in made:
             item_filter = build_filter(filters, self.items)
             model, counts = as_table(self.model), self.items["num_events"]
-            made[filters] = Answers(model, counts, item_filter=item_filter, repeats=self.repeats)
+            own = {"repeats": self.repeats, "features": self.features}
+            made[filters] = Answers(model, counts, item_filter=item_filter, **own)
         return made[filters]
 
     def cold_items(self, data: PreparedData | str | os.PathLike | None = None) -> ColdItems:
