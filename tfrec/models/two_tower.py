@@ -68,7 +68,7 @@ class TwoTower(keras.Model):
         if task_head is not None and not isinstance(task_head, TaskHead):
             raise TypeError(f"`task_head` must be a `tfrec.TaskHead`. Received: {task_head!r}.")
         self.task_head = task_head
-        self.mean_task_loss = keras.metrics.Mean(name="task_loss") if task_head else None
+        self.mean_task_loss: Any = keras.metrics.Mean(name="task_loss") if task_head else None
         self.mean_loss = keras.metrics.Mean(name="loss")
         self.ranking_metrics: list[RankingMetric] = []
         self.table_trainer: Any = None

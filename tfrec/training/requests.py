@@ -24,14 +24,14 @@ def read_request(
     """Encode one history or many; see `Run.recommend` for the arguments.
 
     Returns:
-        `(is_one, histories, others)`: whether it was one history, item indexes of each, and further arguments of `Answers.recommend`.
+        `(is_one, histories, others)`: whether it was one history, item indexes of each, further arguments of `Answers.recommend`.
     """
     is_one = isinstance(history, str) or all(isinstance(one, str | int | float | np.number) for one in history)
     histories: Sequence[Any] = [history] if is_one else history
     known = [vocabulary.encode(check_ids(one)) for one in histories]
     times = None if timestamps is None else [np.asarray(t, np.int64) for t in ([timestamps] if is_one else timestamps)]
     of_events = {name: [values] if is_one else values for name, values in (events or {}).items()}
-    of_requests = {
+    of_requests: dict[str, Any] = {
         name: values if isinstance(values, list | tuple | np.ndarray) else [values] * len(known)
         for name, values in (context or {}).items()
     }

@@ -370,8 +370,8 @@ def write_run(
     text = json.dumps(towers, indent=1)
     _rebuild(json.loads(text))  # a class that cannot be rebuilt fails before the training and not after it
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MODEL).writecheck_ids(text, encoding="utf-8")
-    (folder / CONFIG).writecheck_ids(json.dumps({} if config is None else config.to_dict(), indent=2), encoding="utf-8")
+    (folder / MODEL).write_text(text, encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps({} if config is None else config.to_dict(), indent=2), encoding="utf-8")
     data.vocabulary.save(folder)
     pyarrow.parquet.write_table(data.items, folder / ITEMS)
     if any(data.features.values()):
@@ -387,7 +387,7 @@ def write_run(
         "length_quantiles": data.length_quantiles,
         "own": list(own),
     }
-    (folder / ABOUT).writecheck_ids(json.dumps(about, indent=2), encoding="utf-8")
+    (folder / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
 def without_cold(data: PreparedData, config: Config) -> PreparedData:
@@ -397,7 +397,7 @@ def without_cold(data: PreparedData, config: Config) -> PreparedData:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; nothing where there is none."""
-    return json.loads(path.readcheck_ids(encoding="utf-8")) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _read_history(folder: Path) -> dict[str, list[float]]:
