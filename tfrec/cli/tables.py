@@ -41,8 +41,23 @@ def print_metrics(result: dict[str, Any]) -> None:
         else:
             shares = ", ".join(f"{name} {result[name]['repeat_share@10']:.1%}" for name in rows)
             out.print(f"{were}. Share of them among the hits of HR@10: {shares}.")
+    if "task" in result:
+        print_task(result["task"])
     if "cold_items" in result:
         print_cold(result["cold_items"])
+
+
+def print_task(result: dict[str, Any]) -> None:
+    """The table of a second head of `tfrec evaluate`."""
+    rows = [name for name, value in result.items() if isinstance(value, dict)]
+    table = Table(title=f"{escape(result['column'])} of {result['num_targets']:,} targets", title_justify="left")
+    table.add_column("")
+    for metric in result[rows[0]]:
+        table.add_column(metric.upper() if result["kind"] == "number" else metric, justify="right")
+    for name in rows:
+        values = (f"{value:.4f}" for value in result[name].values())
+        table.add_row(name, *values, style="bold" if name == "model" else "")
+    out.print(table)
 
 
 def print_cold(result: dict[str, Any]) -> None:

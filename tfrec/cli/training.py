@@ -43,6 +43,12 @@ def train(
             help="How much an event counts in training: a column of numbers, or event_type:purchase=3,click=1; may be repeated."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="A column of events, such as rating or event_type, that a second head learns to predict for an item."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: any field of the config; may be repeated.")
     ] = None,
@@ -65,11 +71,12 @@ def train(
     from tfrec.training.run import Run
 
     data = data or moved
-    given = epochs or repeats or cold_items or target or weight or settings or mixed_precision or preset != "default"
+    given = epochs or repeats or cold_items or target or weight or task or settings or mixed_precision
+    given = given or preset != "default"
     if (resume or final) and given:
         raise typer.BadParameter(
             "--resume and --final go on with the config of a run; leave out --preset, --epochs, --repeats, --cold-items, --target, "
-            "--weight, --set and --mixed-precision."
+            "--weight, --task, --set and --mixed-precision."
         )
     if data is None and not (resume or final):
         raise typer.BadParameter("Pass a prepared folder, --resume or --final RUN.")
@@ -86,6 +93,7 @@ def train(
     values |= {"cold_items": cold_items} if cold_items is not None else {}
     values |= {"targets": target} if target else {}
     values |= {"weights": weight} if weight else {}
+    values |= {"task": task} if task else {}
     values |= {"precision": "bfloat16"} if mixed_precision else {}
     run = fit(Config.from_dict(values), data, out_, resume=resume, overwrite=overwrite)
     best = run.metrics

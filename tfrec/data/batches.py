@@ -151,6 +151,7 @@ class PackedBatches:
         inputs["timestamps"], inputs["request_times"]   int64, when each item and the one after it were; only with `timestamp`
         inputs["events"]   dict, the columns of `events` by name, of the event at each position; only with `events`
         inputs["context"]  dict, the columns of `context`, of the event after each position, and those of `users`
+        inputs["task"]     the column `task` of the event after each position; only with `task`
         target             int32, the item that followed each position; without targets, the history
         sample_weight      float32, the weight of the event after each position; a third member of the batch, only with `weight`
 
@@ -184,6 +185,7 @@ class PackedBatches:
             Default: none.
         users: arrays of shape `(histories,)` by name, which go to the context. Default: none.
         weight: float `(events,)`, how much each event counts as a target. Default: batches have no weights.
+        task: array `(events,)`, a column of events that a model learns to predict; see `TaskHead`. Default: none.
         is_packed: bool, whether rows hold several histories. Otherwise each history has a row of its own, with padding on the
             left, for towers that do not know `end`. Default: True.
     Raises:
@@ -209,6 +211,7 @@ class PackedBatches:
         context: Mapping[str, np.ndarray] | None = None,
         users: Mapping[str, np.ndarray] | None = None,
         weight: np.ndarray | None = None,
+        task: np.ndarray | None = None,
     ) -> None:
         if crop_rate and not is_packed:
             raise ValueError("`crop_rate` cuts a history in two within a row, which takes packed rows: leave it at 0.")
@@ -216,7 +219,7 @@ class PackedBatches:
         self.item_index, self.timestamp, self.ends = item_index, timestamp, np.asarray(ends)
         self.ticks_per_second = ticks_per_second
         self.events, self.context, self.users = events or {}, context or {}, users or {}
-        self.weight = weight
+        self.weight, self.task = weight, task
         self.lengths = np.minimum(self.ends - np.asarray(starts), max_length)
         self.seed, self.epoch, self.has_targets = seed, 0, has_targets
         self.crop_rate, self.reorder_rate = crop_rate, reorder_rate
@@ -248,6 +251,7 @@ class PackedBatches:
         has_times: bool = False,
         has_features: bool = False,
         weights: Sequence[str] = (),
+        task: str | None = None,
         crop_rate: float = 0.0,
         reorder_rate: float = 0.0,
         is_packed: bool = True,
@@ -256,7 +260,8 @@ class PackedBatches:
 
         A user with more than `max_length` of them gives the newest; with `windows`, as many rows as hold them all.
         `has_times` and `has_features` add the times, and the columns of events and users, that the data has. Batches have weights
-        where the split has `targets`, whose other events weigh 0, or `weights` are given; see `event_weights`.
+        where the split has `targets`, whose other events weigh 0, or `weights` are given; see `event_weights`. `task` names a
+        column of events to predict.
         `crop_rate` and `reorder_rate` are two of the augmentations of CL4SRec (Xie et al. 2022), here of histories to learn
         from, without a contrastive loss; the third, hidden items, is `mask_rate` of the tower.
         """
@@ -271,6 +276,7 @@ class PackedBatches:
             ends[user] - max_length * back,
             **(split.data.model_inputs(user) if has_features else {}),
             weight=split.weights(weights),
+            task=None if task is None else split.data.event_columns[task],
             max_length=max_length,
             batch_positions=batch_positions,
             seed=seed,
@@ -346,6 +352,8 @@ class PackedBatches:
             user = np.repeat(members, lengths)
             of_user = {name: spread(values[user], values.dtype) for name, values in self.users.items()}
             inputs["context"] = of_event | of_user
+        if self.task is not None:
+            inputs["task"] = spread(self.task[target], self.task.dtype)
         batch = inputs, spread(self.item_index[target])
         return batch if self.weight is None else (*batch, spread(self.weight[target], np.float32))
 
@@ -361,6 +369,8 @@ class PackedBatches:
         for use, columns in (("events", self.events), ("context", {**self.context, **self.users})):
             if columns:
                 inputs[use] = {name: tf.TensorSpec(shape, values.dtype) for name, values in columns.items()}
+        if self.task is not None:
+            inputs["task"] = tf.TensorSpec(shape, self.task.dtype)
         signature = (inputs, ints, *([] if self.weight is None else [tf.TensorSpec(shape, tf.float32)]))
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(tf.data.AUTOTUNE)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfrec.data.encoding import FeatureEncoder, input_spec
 from tfrec.data.features import Feature
 from tfrec.data.splits import keeps_seen
+from tfrec.data.task_columns import output_name
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
 from tfrec.index.answers import Answers
 from tfrec.index.building import build_index
@@ -68,7 +69,7 @@ class ServingModel(tf.Module):
     """The served model as six signatures: `Answers` behind a vocabulary.
 
     A filter adds `recommend_filtered`, item features `embed_new_items`. Where repeats are allowed, `recommend_new` leaves out the
-    items of the history.
+    items of the history. A model with a second head gives `score` a further output, named after the column that it predicts.
 
     An id that the vocabulary lacks is unknown. A model that reads times or features takes them as further inputs wherever it takes
     `history`; see `tfrec.index.inputs`. `serving_default` and `recommend` differ in their inputs alone.
@@ -79,6 +80,7 @@ class ServingModel(tf.Module):
         k: int, items that `serving_default` recommends. Default: 10.
         max_k: int, items that any request gets at most: a larger `k` is read as this. Default: no limit.
         new_items: `NewItems`, what embeds new items. Default: nothing does.
+        task: `Feature` that the second head of the model predicts. Default: none.
     """
 
     def __init__(
@@ -88,9 +90,10 @@ class ServingModel(tf.Module):
         k: int = 10,
         max_k: int | None = None,
         new_items: NewItems | None = None,
+        task: Feature | None = None,
     ) -> None:
         super().__init__(name="tfrec")
-        self.answers, self.k, self.new_items = answers, k, new_items
+        self.answers, self.k, self.new_items, self._task = answers, k, new_items, task
         self.max_k = tf.int32.max if max_k is None else max_k
         self._item_ids = tf.Variable(vocabulary.item_ids, dtype=tf.string, trainable=False, name="item_ids")
         keys = tf.constant(["", *vocabulary.item_ids])
@@ -156,7 +159,13 @@ class ServingModel(tf.Module):
 
     def _score(self, history, *others):
         *others, candidates = others
-        return {"scores": self.answers.score(self._indexes(history), self._encode(others), self._indexes(candidates))}
+        asked = (self._indexes(history), self._encode(others), self._indexes(candidates))
+        scores, predicted = self.answers.score(*asked)
+        if self._task is None:
+            return {"scores": scores}
+        if self._task.kind == "category":
+            predicted = tf.gather(tf.constant(["", "", *self._task.values]), predicted)
+        return {"scores": scores, output_name(self._task.name): predicted}
 
     def _embed_history(self, history, *others):
         return {"embedding": self.answers.query(self._indexes(history), self._encode(others))[0]}
@@ -210,4 +219,4 @@ def build_serving_model(
     item_filter = build_filter(filters, run.items)
     choice = run.repeats if repeats is None else repeats
     answers = Answers(model, run.items["num_events"], built, item_filter, repeats=choice, features=run.features)
-    return ServingModel(answers, run.vocabulary, k, max_k, new_items)
+    return ServingModel(answers, run.vocabulary, k, max_k, new_items, run.task)

@@ -18,6 +18,7 @@ from tfrec.data.splits import LeaveLastOut, keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Bigram, ItemKNN, Popularity
 from tfrec.evaluation.metrics import ranking_metrics
+from tfrec.evaluation.tasks import evaluate_task
 from tfrec.models.two_tower import TwoTower
 from tfrec.progress import track
 
@@ -185,7 +186,8 @@ def evaluate(
     Returns:
         `{"model": metrics, "popularity": metrics, "bigram": metrics, "num_users": int, ...}`, where metrics are
         `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`. With `repeats="allow"` also `repeat_share@10`, the share of the hits of
-        `hr@10` whose target stands in its own history; `num_repeat_targets` counts such targets.
+        `hr@10` whose target stands in its own history; `num_repeat_targets` counts such targets. With a model that has a
+        `task_head` also `task`; see `evaluate_task`.
     Raises:
         ValueError: no user has the three events that it takes, or `repeats` or `targets` hold another value.
     """
@@ -200,4 +202,6 @@ def evaluate(
         "num_repeat_targets": split.num_repeats(part),
     }
     counts |= {"targets": list(targets)} if targets else {}
+    if model is not None and model.task_head is not None:
+        counts["task"] = evaluate_task(model, split, part, embed_histories(model, split, part))
     return result | evaluate_baselines(split, part, repeats) | {"split": part, "repeats": repeats} | counts

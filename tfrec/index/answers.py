@@ -7,7 +7,7 @@ items while the catalogue has them; the rest of its row is `PAD_INDEX` with the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class Answers(tf.Module):
             isinstance(tower, ItemTower) and not tower.mlp_dims and self.index.storage != "bfloat16" and not for_edge
         )
         owned = model.sequence_tower.variables if self._is_shared else model.variables
+        owned = [*owned, *model.task_head.variables] if self._is_shared and model.task_head else owned
         blocks = np.array_split(np.arange(self.index.num_items, dtype=np.int32), -(-self.index.num_items // BLOCK))
         self._norm: tf.Variable | None = None
         if self._is_shared and tower.normalize:
@@ -88,6 +89,7 @@ class Answers(tf.Module):
         norm = np.concatenate([tf.norm(self.index.vectors_of(block), axis=1).numpy() for block in blocks])
         self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm")
         self._eager = tf.function(self.rank, reduce_retracing=True)
+        self._eager_score = tf.function(self.score, reduce_retracing=True)
 
     def query(self, history, others=()):
         """Embed histories.
@@ -186,13 +188,27 @@ class Answers(tf.Module):
         return self._pad(scores, items, k)
 
     def score(self, history, others, candidates):
-        """The scores of `candidates`, int32 item indexes `(batch, C)`, after histories; -inf for unknown ones."""
+        """Score candidates after histories.
+
+        Args:
+            history, others: as for `query`.
+            candidates: int32 tensor, shape `(batch, C)`, item indexes.
+        Returns:
+            `(scores, predicted)`, shape `(batch, C)`. `scores`: float32, -inf for unknown items. `predicted`: what the second head
+            predicts, float32 with NaN for unknown items, or int32 numbers of a category's values with 0 for unknown items; None
+            for a model without a head. After a history without a known item the item alone decides it.
+        """
         query, is_cold = self.query(history, others)
         item = candidates - FIRST_ITEM_INDEX  # B C
         own = tf.maximum(item, 0)
-        dots = tf.einsum("bd,bcd->bc", query, self.index.vectors_of(own))
+        vectors = self.index.vectors_of(own)  # B C D
+        dots = tf.einsum("bd,bcd->bc", query, vectors)
         scores = tf.where(tf.expand_dims(is_cold, 1), tf.gather(self._share.value(), own), dots)
-        return tf.where(item >= 0, scores, -np.inf)
+        head, predicted = self.model().task_head, None
+        if head is not None:
+            predicted = head.predict(tf.expand_dims(query, 1) + tf.zeros_like(vectors), vectors)
+            predicted = tf.where(item >= 0, predicted, np.nan if head.kind == "number" else PAD_INDEX)
+        return tf.where(item >= 0, scores, -np.inf), predicted
 
     def embed_items(self, item_index):
         """The vectors of items, float32 `(batch, width)`; zeros for unknown ones."""
@@ -239,6 +255,49 @@ class Answers(tf.Module):
         rows = max(1, SCORES_BYTES // (4 * self.index.num_items))
         given = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
         parts = []
+        for history, others in self._requests(histories, given, rows):
+            wanted = [
+                tf.constant([values] * len(history), tf.string, (len(history), len(values)))
+                for values in (wanted_of(allow or {}), wanted_of(deny or {}))
+            ]
+            excluded = np.tile(np.asarray(exclude, np.int32).reshape(1, -1), (len(history), 1))
+            filters = wanted if self.filter is not None else ()
+            limit = tf.fill((len(history),), k)
+            asked_for = (history, others, tf.constant(excluded), limit, tf.constant(k), *filters)
+            parts.append(self._eager(*asked_for, repeats=self.repeats if repeats is None else repeats))
+        items, scores = (np.concatenate([part.numpy() for part in column]) for column in zip(*parts, strict=True))
+        return items, scores
+
+    def score_candidates(
+        self,
+        histories: Sequence[np.ndarray],
+        candidates: np.ndarray,
+        *,
+        timestamps: Sequence[np.ndarray] | None = None,
+        request_times: Sequence[int] | np.ndarray | None = None,
+        features: Mapping[str, Sequence[Any]] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Score the same candidates after each history in Python, a few histories at a time.
+
+        Args:
+            candidates: int array, shape `(C,)`, item indexes.
+            histories, timestamps, request_times, features: see `recommend`.
+        Returns:
+            `(scores, predicted)`, shape `(histories, C)`; see `score`.
+        """
+        rows = max(1, SCORES_BYTES // (4 * max(1, len(candidates)) * self.model().item_tower.width))
+        given = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
+        parts = [
+            self._eager_score(
+                history, others, tf.constant(np.tile(np.asarray(candidates, np.int32), (len(history), 1)))
+            )
+            for history, others in self._requests(histories, given, rows)
+        ]
+        scores, predicted = zip(*parts, strict=True)
+        return np.concatenate(scores), None if predicted[0] is None else np.concatenate(predicted)
+
+    def _requests(self, histories: Sequence[np.ndarray], given: Mapping[str, Any], rows: int) -> Iterator[tuple]:
+        """`(history, others)` as for `query`, for `rows` histories at a time; an input that `given` lacks is missing."""
         for first in range(0, len(histories), rows):
             here = slice(first, first + rows)
             history = _padded(histories[here], np.int32)
@@ -251,17 +310,7 @@ class Answers(tf.Module):
                     values = [put.missing(1 if put.is_of_request else len(h)) for h in histories[here]]
                 row = np.reshape(values, -1) if put.is_of_request else _padded(values, spec.dtype.as_numpy_dtype)
                 others.append(tf.constant(row, spec.dtype))
-            wanted = [
-                tf.constant([values] * len(history), tf.string, (len(history), len(values)))
-                for values in (wanted_of(allow or {}), wanted_of(deny or {}))
-            ]
-            excluded = np.tile(np.asarray(exclude, np.int32).reshape(1, -1), (len(history), 1))
-            filters = wanted if self.filter is not None else ()
-            limit = tf.fill((len(history),), k)
-            asked_for = (tf.constant(history), others, tf.constant(excluded), limit, tf.constant(k), *filters)
-            parts.append(self._eager(*asked_for, repeats=self.repeats if repeats is None else repeats))
-        items, scores = (np.concatenate([part.numpy() for part in column]) for column in zip(*parts, strict=True))
-        return items, scores
+            yield tf.constant(history), others
 
 
 def _padded(rows: Sequence[Any], dtype: type) -> np.ndarray:

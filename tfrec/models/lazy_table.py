@@ -128,7 +128,7 @@ class LazyTableTrainer:
             tape.watch(rows)
             items = RowsOfTable(model.item_tower, rows, index, features)
             query = model(inputs, vectors=items(inputs["history"]), training=True)
-            loss = model.mean_of(*model.loss(query, target, inputs, items, weight, negatives=negatives))
+            loss = model.loss_of(query, target, inputs, items, weight, True, negatives=negatives)
         of_rows, *of_dense = tape.gradient(loss, [rows, *(v.value for v in self.dense)])
         model.optimizer.apply(of_dense, self.dense)
         return tf.convert_to_tensor(of_rows), query

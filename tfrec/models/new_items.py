@@ -87,4 +87,6 @@ def with_table(model: TwoTower, table: np.ndarray) -> TwoTower:
     new.build()
     new.item_tower.table.assign(table)
     new.sequence_tower.set_weights(model.sequence_tower.get_weights())
+    if model.task_head is not None:
+        new.task_head.set_weights(model.task_head.get_weights())
     return new

@@ -13,6 +13,7 @@ from tfrec.data.batches import prepare_inputs
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.layers.pooling import newest
 from tfrec.models.ranking_metrics import RankingMetric, target_ranks
+from tfrec.models.tasks import TaskHead
 from tfrec.models.towers import AbstractItemTower, AbstractSequenceTower, check_towers
 
 LOSS_SIGNATURE = "loss(query, target, inputs, item_tower, sample_weight) -> (weighted sum, sum of weights)"
@@ -37,6 +38,8 @@ class TwoTower(keras.Model):
     Args:
         item_tower: `ItemTower`, or another `AbstractItemTower`.
         sequence_tower: `SequenceTower`, or another `AbstractSequenceTower`.
+        task_head: `TaskHead`, trained with the ranking on `inputs["task"]`, `(batch, length)`: what it predicts, of the event after
+            each position; see `TaskHead.mean_loss`. Weights of positions are those of the ranking alone. Default: none.
     Call arguments:
         inputs: dict of `history`, int32 `(batch, length)`, oldest first, and `is_real`, bool `(batch, length)`. Rows that pack
             several histories also have `end`, int32 `(batch, length)`; see `CausalSelfAttention`. For a tower that reads times
@@ -47,15 +50,25 @@ class TwoTower(keras.Model):
     Returns:
         Float tensor, shape `(batch, length, width)`: the query after each position.
     Raises:
-        TypeError: a tower lacks something; the message names it.
+        TypeError: a tower lacks something, or the head is no `TaskHead`; the message names it.
     """
 
-    def __init__(self, item_tower: AbstractItemTower, sequence_tower: AbstractSequenceTower, **kwargs):
+    def __init__(
+        self,
+        item_tower: AbstractItemTower,
+        sequence_tower: AbstractSequenceTower,
+        task_head: TaskHead | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.autocast = False  # the towers cast what they read; float16 does not hold every number of a feature
         check_towers(item_tower, sequence_tower)
         self.item_tower = item_tower
         self.sequence_tower = sequence_tower
+        if task_head is not None and not isinstance(task_head, TaskHead):
+            raise TypeError(f"`task_head` must be a `tfrec.TaskHead`. Received: {task_head!r}.")
+        self.task_head = task_head
+        self.mean_task_loss: Any = keras.metrics.Mean(name="task_loss") if task_head else None
         self.mean_loss = keras.metrics.Mean(name="loss")
         self.ranking_metrics: list[RankingMetric] = []
         self.table_trainer: Any = None
@@ -73,6 +86,8 @@ class TwoTower(keras.Model):
                 self.sequence_tower(x, is_real=is_real)
             else:
                 self.sequence_tower.build((None, None, width))
+        if self.task_head is not None and not self.task_head.built:
+            self.task_head.build((None, None, self.item_tower.width))
 
     def build_from_config(self, config):
         self.build()
@@ -133,8 +148,8 @@ class TwoTower(keras.Model):
 
     @property
     def metrics(self):
-        """The mean loss over positions (Keras's own weighs batches by their rows) and the ranking metrics."""
-        return [self.mean_loss, *self.ranking_metrics]
+        """The mean loss over positions (Keras's own weighs batches by their rows), that of the head, and the ranking metrics."""
+        return [self.mean_loss, *([self.mean_task_loss] if self.task_head else []), *self.ranking_metrics]
 
     def fit(self, *args, class_weight: Mapping[int, float] | None = None, **kwargs):
         """Train the model, as `keras.Model.fit`.
@@ -158,9 +173,26 @@ class TwoTower(keras.Model):
             weight *= ops.take(ops.convert_to_tensor(table, "float32"), target, axis=0)
         return weight
 
-    def mean_of(self, total, count):
-        """The loss of a batch: the weighted mean over positions, plus `add_loss` and regularisers."""
+    def loss_of(self, query, target, inputs, items, weight, training=None, **options):
+        """The loss of a batch: the weighted mean over positions, plus that of the second head, `add_loss` and regularisers.
+
+        Args:
+            query, target, inputs: see `compile`.
+            items: the item tower, or a view of it whose places `target` holds.
+            weight: see `position_weights`.
+            options: further arguments of the loss.
+        """
+        total, count = self.loss(query, target, inputs, items, weight, **options)
         loss = total / ops.where(count > 0, count, 1.0)
+        if self.task_head is not None:
+            if "task" not in inputs:
+                raise ValueError(
+                    f'A model with a `task_head` learns from `inputs["task"]`, column {self.task_head.column!r} of the event after '
+                    f"each position. Received: {', '.join(inputs)}."
+                )
+            own = self.task_head.mean_loss(query, items.candidates(target), inputs["task"], inputs["is_real"], training)
+            self.mean_task_loss.update_state(own, sample_weight=ops.sum(ops.cast(inputs["is_real"], "float32")))
+            loss += self.task_head.loss_weight * own
         if self.losses:
             loss += sum(ops.cast(ops.sum(part), "float32") for part in self.losses)
         self.mean_loss.update_state(loss, sample_weight=count)
@@ -169,7 +201,7 @@ class TwoTower(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         weight = self.position_weights(x, y, sample_weight, training)
         items = self.item_tower.in_training() if training else self.item_tower
-        return self.mean_of(*self.loss(y_pred, y, x, items, weight))
+        return self.loss_of(y_pred, y, x, items, weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self.ranking_metrics:
@@ -197,7 +229,8 @@ class TwoTower(keras.Model):
                 f"`is_packed=False`."
             )
         vectors = self.item_tower(inputs["history"]) if vectors is None else vectors  # B L D
-        tower, left_out = self.sequence_tower, {"history"}  # batches of data with features have them for any tower
+        # batches of data with features have them for any tower
+        tower, left_out = self.sequence_tower, {"history", "task"}
         left_out |= {
             name for name, is_read in (("events", tower.reads_events), ("context", tower.reads_context)) if not is_read
         }
@@ -266,15 +299,14 @@ class TwoTower(keras.Model):
         archive.write_out(filepath, verbose=False)
 
     def get_config(self):
-        towers = {"item_tower": self.item_tower, "sequence_tower": self.sequence_tower}
-        return super().get_config() | {name: keras.saving.serialize_keras_object(t) for name, t in towers.items()}
+        parts = {"item_tower": self.item_tower, "sequence_tower": self.sequence_tower}
+        parts |= {"task_head": self.task_head} if self.task_head else {}
+        return super().get_config() | {name: keras.saving.serialize_keras_object(part) for name, part in parts.items()}
 
     @classmethod
     def from_config(cls, config):
-        towers = {
-            name: keras.saving.deserialize_keras_object(config[name]) for name in ("item_tower", "sequence_tower")
-        }
-        return cls(**config | towers)
+        names = [name for name in ("item_tower", "sequence_tower", "task_head") if name in config]
+        return cls(**config | {name: keras.saving.deserialize_keras_object(config[name]) for name in names})
 
 
 def _check_loss(loss) -> None:

@@ -12,12 +12,14 @@ from tfrec.data.batches import PackedBatches
 from tfrec.data.encoding import encode_table
 from tfrec.data.features import Feature
 from tfrec.data.splits import LeaveLastOut
+from tfrec.data.task_columns import task_feature
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.layers.features import FeatureEmbedding
 from tfrec.models.cooccurrence import cooccurrence_vectors
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.losses import GBCE, FullSoftmax, SampledSoftmax
 from tfrec.models.sequence_tower import SequenceTower
+from tfrec.models.tasks import TaskHead
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.config import Config
 
@@ -81,7 +83,13 @@ def build_model(
         name="sequence_tower",
         **own,
     )
-    model = TwoTower(items, sequence, name="two_tower")
+    head = None
+    if config.task is not None:
+        column = next((feature for feature in features.get("events", []) if feature.name == config.task), None)
+        if column is None:
+            raise ValueError(f"`features` have no column {config.task!r} of events, which `task` names.")
+        head = TaskHead(column.name, **column.spec, loss_weight=config.task_weight, dropout_rate=config.dropout_rate)
+    model = TwoTower(items, sequence, head, name="two_tower")
     model.build()
     return model
 
@@ -90,12 +98,15 @@ def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> Packe
     """The batches that a model is fitted on, in the form that its sequence tower reads.
 
     Raises:
-        ValueError: the data has no times and the model reads them, or no pair of events to learn from.
+        ValueError: the data has no times and the model reads them, no column that it predicts, or no pair of events to learn from.
     """
     tower = model.sequence_tower
     if tower.reads_times and not split.data.timestamp.any():
         raise ValueError("The model reads times (`time_bias`, `calendar`), and the data has none.")
     assert config.batch_positions is not None
+    head = model.task_head
+    if head is not None:
+        task_feature(split.data, head.column, head.kind)
     batches = PackedBatches.for_training(
         split,
         max_length=tower.max_length,
@@ -107,6 +118,7 @@ def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> Packe
         has_times=tower.reads_times,
         has_features=tower.reads_features,
         weights=config.weights,
+        task=None if head is None else head.column,
         is_packed=tower.supports_packing,
     )
     if not len(batches):
@@ -176,6 +188,8 @@ def compile_model(
     """
     keras.utils.set_random_seed(config.seed)
     if model is None:
+        if config.task is not None:
+            task_feature(split.data, config.task)
         features = split.data.features
         encoded = encode_table(features["items"], split.data.items)[0] if config.item_features == "all" else None
         model = build_model(config, split.data.num_items, features, encoded)

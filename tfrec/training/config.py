@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 ABOVE_0 = {
     "attention_window", "batch_positions", "clip_norm", "content_dims", "epochs", "final_epochs", "hidden_dim", "learning_rate",
     "max_length", "mlp_dims", "new_item_weight", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution",
-    "temperature", "validate_every", "width",
+    "task_weight", "temperature", "validate_every", "width",
 }  # fmt: skip
 FROM_0 = {"init_stddev", "num_blocks", "seed", "warmup_epochs", "weight_decay"}
 FROM_0_BELOW_1 = {
@@ -47,9 +47,9 @@ KINDS: dict[str, tuple[type, ...]] = {
 MODEL_FIELDS = (
     "max_length", "width", "num_blocks", "num_heads", "hidden_dim", "dropout_rate", "block", "positions", "attention_window",
     "time_bias", "calendar", "attention_dropout_rate", "mask_rate", "mlp_dims", "init_stddev", "item_init", "item_features",
-    "content_dims", "id_dropout_rate", "similarity", "precision",
+    "content_dims", "id_dropout_rate", "similarity", "precision", "task", "task_weight",
 )  # fmt: skip
-"""The fields that describe the two towers; a model that `train` is given takes their place."""
+"""The fields that describe the two towers and the second head; a model that `train` is given takes their place."""
 LOSS_FIELDS = ("loss", "num_negatives", "temperature", "seen_weight", "label_smoothing", "calibration")
 """The fields that describe the loss; a loss that `train` is given takes their place."""
 
@@ -99,6 +99,9 @@ class Config:
             others stay in histories. Default: all.
         weights: tuple of str, how much each event counts in training, such as `("event_type:purchase=3",)`; see `event_weights`.
             Default: all alike.
+        task: str, a column of events that a second head learns to predict for an item after a history: its number, such as a
+            rating, or its most likely value, such as the type of the event; see `TaskHead`. Default: none.
+        task_weight: float, the weight of the second head's loss beside that of the ranking. Default: 0.5.
         loss: str, `"full_softmax"`, `"sampled_softmax"`, `"gbce"` or `"tfrs_retrieval"`. Default: by the size of the catalogue:
             the first up to 15,000 items, the second up to 50,000, the last above.
         num_negatives: int, uniform negatives of a batch; `full_softmax` has none. Default: 1,024.
@@ -166,6 +169,8 @@ class Config:
     repeats: str = "exclude"
     targets: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    task: str | None = None
+    task_weight: float = 0.5
     loss: str | None = None
     num_negatives: int = 1024
     temperature: float | None = None

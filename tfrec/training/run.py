@@ -28,11 +28,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet
 
 from tfrec.data.cold_items import ColdItems
@@ -49,6 +48,8 @@ from tfrec.models.new_items import as_table
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
+from tfrec.training.requests import check_ids, read_request
+from tfrec.training.results import Recommendations, Scores
 from tfrec.training.sample import load_sample, save_sample
 from tfrec.version import __version__
 
@@ -56,29 +57,6 @@ FORMAT = 3
 ABOUT, CONFIG, MODEL, WEIGHTS, SAMPLE = "run.json", "config.json", "model.json", "model.weights.h5", "sample.npz"
 HISTORY, METRICS, CHECKPOINT = "history.csv", "metrics.json", "checkpoint.npz"
 SAMPLE_USERS = 1000
-
-
-class Recommendations(NamedTuple):
-    """The answer to one history, or a row for each of several.
-
-    Attributes:
-        item_ids: array of str, shape `(k,)` or `(histories, k)`, best first; `""` where no item is left.
-        scores: float32 array of the same shape; `-inf` where no item is left.
-    """
-
-    item_ids: np.ndarray
-    scores: np.ndarray
-
-    def to_arrow(self) -> pa.Table:
-        """A row for each recommendation: `history` (its number), `rank` from 1, `item_id`, `score`."""
-        ids, scores = np.atleast_2d(self.item_ids), np.atleast_2d(self.scores)
-        history, rank = np.nonzero(ids != "")
-        columns = (history, rank + 1, ids[history, rank], scores[history, rank])
-        return pa.table(dict(zip(("history", "rank", "item_id", "score"), columns, strict=True)))
-
-    def to_pandas(self) -> Any:
-        """`to_arrow` as a pandas DataFrame; pandas must be installed."""
-        return self.to_arrow().to_pandas()
 
 
 @dataclass(frozen=True)
@@ -257,6 +235,13 @@ class Run:
         """Which events are to be found, as the run was trained; see `LeaveLastOut`."""
         return () if self.config is None else self.config.targets
 
+    @property
+    def task(self) -> Feature | None:
+        """What was learned of the column that the second head predicts; None for a model without one."""
+        head = self.model.task_head
+        known = self.features.get("events", [])
+        return None if head is None else next((feature for feature in known if feature.name == head.column), None)
+
     def split(self, data: PreparedData | None = None) -> LeaveLastOut:
         """The split of the run: of its data, or of its sample.
 
@@ -301,28 +286,43 @@ class Run:
             TypeError: an item id is not text.
             ValueError: the items have no such property, or `repeats` is another value.
         """
-        is_one = isinstance(history, str) or all(isinstance(one, str | int | float | np.number) for one in history)
-        histories: Sequence[Any] = [history] if is_one else history
-        known = [self.vocabulary.encode(_text(one)) for one in histories]
-        times = (
-            None if timestamps is None else [np.asarray(t, np.int64) for t in ([timestamps] if is_one else timestamps)]
+        answers = self._answers(tuple(sorted({*(allow or {}), *(deny or {})})))
+        is_one, known, given = read_request(
+            self.vocabulary, self._encoder, history, timestamps, request_time, events, context
         )
-        names = (*(allow or {}), *(deny or {}))
-        of_events = {name: [values] if is_one else values for name, values in (events or {}).items()}
-        features = self._encoder.of_columns([len(one) for one in known], of_events, context or {})
-        items, scores = self._answers(tuple(sorted(set(names)))).recommend(
-            known,
-            k,
-            exclude=self.vocabulary.encode(_text(exclude)),
-            repeats=repeats,
-            timestamps=times,
-            request_times=np.broadcast_to(np.asarray(request_time, np.int64), len(known)),
-            features=features,
-            allow=allow,
-            deny=deny,
-        )
+        excluded = self.vocabulary.encode(check_ids(exclude))
+        items, scores = answers.recommend(known, k, exclude=excluded, repeats=repeats, allow=allow, deny=deny, **given)
         ids = np.array([self.vocabulary.decode(row) for row in items]).reshape(items.shape)
         return Recommendations(ids[0], scores[0]) if is_one else Recommendations(ids, scores)
+
+    def score(
+        self,
+        history: Sequence[str] | Sequence[Sequence[str]],
+        candidates: Sequence[str],
+        *,
+        timestamps: Sequence | None = None,
+        request_time: Any = 0,
+        events: Mapping[str, Sequence] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """Score candidates after one history or after many, by the rules of the served model; with what a second head predicts.
+
+        Args:
+            candidates: item ids, the same for each history.
+            history, timestamps, request_time, events, context: see `recommend`.
+        Returns:
+            `Scores`: arrays of shape `(candidates,)` for one history, `(histories, candidates)` for many.
+        Raises:
+            TypeError: an item id is not text.
+        """
+        answers, task = self._answers(()), self.task
+        is_one, known, given = read_request(
+            self.vocabulary, self._encoder, history, timestamps, request_time, events, context
+        )
+        scores, predicted = answers.score_candidates(known, self.vocabulary.encode(check_ids(candidates)), **given)
+        if task is not None and task.kind == "category":
+            predicted = np.array(["", "", *task.values])[predicted]
+        return Scores(scores[0], None if predicted is None else predicted[0]) if is_one else Scores(scores, predicted)
 
     @cached_property
     def _encoder(self) -> RequestEncoder:
@@ -397,16 +397,6 @@ def write_run(
 def without_cold(data: PreparedData, config: Config) -> PreparedData:
     """The data that a config trains on: all of it but `cold_items`."""
     return ColdItems(data, config.cold_items, config.seed).known if config.cold_items else data
-
-
-def _text(ids: Sequence[str]) -> Sequence[str]:
-    """Item ids, or an error for the first that is not text."""
-    if isinstance(ids, str):
-        raise TypeError(f"A history is a list of item ids, such as ['50', '181']. Received the text {ids!r}.")
-    for item_id in ids:
-        if not isinstance(item_id, str):
-            raise TypeError(f"Ids are text, such as '50'. Received: {item_id!r} ({type(item_id).__name__}).")
-    return ids
 
 
 def _read_json(path: Path) -> dict[str, Any]:
