@@ -8,8 +8,11 @@ from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
 from tfrec.evaluation.ranking import embed
 
 
-def recommend(model, histories, k, item_counts, timestamps=None, request_times=None):
-    """The `k` best unseen items after each history of item indexes: `(items, scores)`, padded with `PAD_INDEX` and -inf."""
+def recommend(model, histories, k, item_counts, timestamps=None, request_times=None, repeats="exclude"):
+    """The `k` best items, also seen ones if `repeats` is `"allow"`, after each history of item indexes.
+
+    `(items, scores)`, padded with `PAD_INDEX` and -inf.
+    """
     given = [np.asarray(history, np.int32) for history in histories]
     times = [np.zeros(len(h), np.int64) for h in given] if timestamps is None else timestamps
     requests = [0] * len(given) if request_times is None else request_times
@@ -27,7 +30,8 @@ def recommend(model, histories, k, item_counts, timestamps=None, request_times=N
     for row, history in enumerate(known):
         if not len(history):
             scores[row] = counts / max(counts.sum(), 1)
-        scores[row, history - FIRST_ITEM_INDEX] = -np.inf
+        if repeats == "exclude":
+            scores[row, history - FIRST_ITEM_INDEX] = -np.inf
     items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     scores = np.take_along_axis(scores, items, axis=1)
     return np.where(scores > -np.inf, items + FIRST_ITEM_INDEX, PAD_INDEX).astype(np.int32), scores

@@ -11,7 +11,11 @@ from tfrec.data.datasets.movielens import movielens_100k
 from tfrec.exceptions import UnavailableError
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-EXPECTED = {"movielens": "same items 100%", "own_frame_and_tower": "Recommendation(item_id='product-6'"}
+EXPECTED = {
+    "movielens": "same items 100%",
+    "new_items": "'genres': ['string', [None, None]]",
+    "own_frame_and_tower": "Recommendation(item_id='product-6'",
+}
 """A text of the outputs of each notebook."""
 
 

@@ -41,6 +41,7 @@ def run_main(monkeypatch, *arguments) -> int:
         (["prepare", "no.csv", "--out", "x"], "`no.csv` does not exist"),
         (["train", "no", "--out", "x"], "`no` is not prepared data"),
         (["train", "no", "--out", "x", "--set", "wdith=3"], "Did you mean `width`?"),
+        (["train", "no", "--out", "x", "--repeats", "yes"], "`repeats` must be one of exclude, allow. Received: 'yes'"),
         (["evaluate", "no"], "`no` is not a run"),
         (["export", "no", "--out", "x"], "`no` is not a run"),
         (["recommend", "no", "--history", "a"], "`no` is neither host:port nor an export folder"),
@@ -70,7 +71,13 @@ def test_errors_are_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["prepare"], ["train", "--out", "x"], ["train", "d", "--out", "x", "--resume", "--epochs", "3"]]
+    "arguments",
+    [
+        ["prepare"],
+        ["train", "--out", "x"],
+        ["train", "d", "--out", "x", "--resume", "--epochs", "3"],
+        ["train", "--out", "x", "--resume", "--repeats", "allow"],
+    ],
 )
 def test_usage_errors(monkeypatch, tmp_path, arguments):
     monkeypatch.chdir(tmp_path)
@@ -97,6 +104,49 @@ def test_evaluate_writes_and_prints_json(monkeypatch, capsys, tmp_path, run, dat
     printed = json.loads(capsys.readouterr().out)
     assert {"popularity", "bigram", "num_users"} <= set(printed)
     assert "model" not in printed
+
+
+def test_repeats_from_the_log_to_the_export(monkeypatch, capsys, tmp_path):
+    """`--repeats allow` at training is the choice of everything after it, unless it is told otherwise."""
+    data, run, figures = tmp_path / "data", tmp_path / "run", tmp_path / "figures.json"
+    made = ["--users", 60, "--catalogue", 40, "--events-per-user", 32]
+    assert run_main(monkeypatch, "prepare", "synthetic-groceries", "--out", data, *made) == 0
+    tiny = ["--epochs", 1, "--set", "width=8", "--set", "num_blocks=1", "--set", "max_length=16"]
+    assert run_main(monkeypatch, "train", data, "--out", run, "--repeats", "allow", *tiny) == 0
+    config = json.loads((run / "config.json").read_text())
+    assert (config["repeats"], config["seen_weight"]) == ("allow", 1.0)
+    assert "repeat_share@10" in json.loads((run / "metrics.json").read_text())["validation"]
+    capsys.readouterr()
+
+    def evaluated(*arguments):
+        assert run_main(monkeypatch, "evaluate", *arguments, "--json", figures) == 0
+        result = json.loads(figures.read_text())
+        return (
+            result["repeats"],
+            {n for n, found in result.items() if isinstance(found, dict) and "repeat_share@10" in found},
+            said(),
+        )
+
+    said = lambda: " ".join(capsys.readouterr().out.split())  # noqa: E731
+    baselines = {"popularity", "bigram", "item-knn"}
+    choice, with_share, text = evaluated(run)
+    assert (choice, with_share) == ("allow", {"model", *baselines})
+    assert "seen items kept" in text
+    assert "were in the user's history already. Share of them among the hits of HR@10: model" in text
+    choice, with_share, text = evaluated(run, "--repeats", "exclude")
+    assert (choice, with_share) == ("exclude", set())
+    assert "seen items removed" in text
+    assert "were in the user's history already: misses, whatever the model." in text
+    assert evaluated(data, "--baselines-only")[:2] == ("exclude", set())
+    assert evaluated(data, "--baselines-only", "--repeats", "allow")[:2] == ("allow", baselines)
+
+    for more, expected in (([], "allow"), (["--repeats", "exclude"], "exclude")):
+        assert run_main(monkeypatch, "export", run, "--out", tmp_path / expected, "--index", "exact", *more) == 0
+        manifest = json.loads((tmp_path / expected / "1" / "tfrec_manifest.json").read_text())
+        assert manifest["repeats"] == expected
+        assert ("recommend_new" in manifest["signatures"]) == (expected == "allow")
+        assert run_main(monkeypatch, "lite", run, "--out", tmp_path / f"{expected}.tflite", *more) == 0
+        assert json.loads((tmp_path / f"{expected}.json").read_text())["repeats"] == expected
 
 
 def test_evaluate_and_resume_take_data_that_has_moved(monkeypatch, capsys, tmp_path, run, data_folder):

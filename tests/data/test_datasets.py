@@ -9,6 +9,7 @@ import pytest
 
 from tfrec.data.datasets import movielens, prepare_dataset
 from tfrec.data.datasets.download import Source, UnavailableError, download, find
+from tfrec.data.datasets.groceries import grocery_log
 from tfrec.data.datasets.synthetic import synthetic_log
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
@@ -145,3 +146,46 @@ def test_a_synthetic_log_repeats_no_item_and_follows_its_seed():
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="`num_interests` must divide `num_items`"):
         synthetic_log(num_items=50, num_interests=7)
+
+
+def test_the_bound_of_the_groceries_is_reached_by_who_knows_the_baskets(tmp_path):
+    """Known from many earlier visits: a hit rate and an NDCG as the manifest promises, up to sampling, by repeats alone."""
+    num_baskets, size = 3, 4
+    options = {
+        "num_users": 2000,
+        "num_items": 300,
+        "events_per_user": 98,
+        "num_baskets": num_baskets,
+        "basket_size": size,
+    }
+    data = prepare_dataset("synthetic-groceries", tmp_path / "data", predictability=0.8, **options)
+    split = LeaveLastOut(data)
+    (starts, ends), last = split.histories("test"), 97
+
+    def scorer(rows):
+        scores = np.random.default_rng(0).random((len(rows), 300))  # any order among the others
+        visit = np.arange(last) // size
+        is_same, is_now = visit % num_baskets == last // size % num_baskets, visit == last // size
+        for row, own in zip(scores, (data.item_index[starts[r] : ends[r]] - 2 for r in rows), strict=True):
+            row += 10 * (np.bincount(own[is_same & ~is_now], minlength=300) > 2)
+            row[own[~is_same]] -= 20
+            row[own[is_now]] -= 20
+        return scores
+
+    got = rank_targets(scorer, split, "test", "allow")
+    promised = data.manifest["bayes_optimal"]
+    assert got["hr@10"] == pytest.approx(promised["hr@10"], abs=0.03)  # 3 sigma of 2,000 draws
+    assert got["ndcg@10"] == pytest.approx(promised["ndcg@10"], abs=0.03)
+    assert got["repeat_share@10"] > 0.97
+    assert rank_targets(scorer, split, "test")["hr@10"] < 0.1
+
+
+def test_groceries_of_noise_have_the_hit_rate_of_a_guess():
+    (tables, noise), (_, certain) = (grocery_log(50, 100, 40, predictability=p) for p in (0.0, 1.0))
+    assert noise["bayes_optimal"]["hr@10"] == pytest.approx(10 / 85)  # 85 items are in none of the customer's baskets
+    assert certain["bayes_optimal"]["hr@10"] == 1.0
+    assert tables["events"].equals(grocery_log(50, 100, 40, predictability=0.0)[0]["events"])
+    with pytest.raises(
+        ValueError, match=r"`num_baskets \* basket_size` must be above 0 and below .*events_per_user=15"
+    ):
+        grocery_log(events_per_user=15)

@@ -519,7 +519,7 @@ def test_text_in_a_served_model_and_in_python(tmp_path):
     data = prepared()
     encoder = FeatureEncoder(data.features["items"])
     specs = encoder.signature()
-    assert [spec.name for spec in specs] == [f.name for f in data.features["items"]]
+    assert [spec.name for spec in specs] == ["title", "a_b", "tr_ger", "tags", "price", "released", "vector"]
     table = data.items
     raw = {f.name: raw_column(f.name, f.kind, table[f.name], separator=f.separator) for f in encoder.features}
     served = tf.Module()
@@ -645,3 +645,57 @@ def test_kinds_of_the_public_data(tmp_path, monkeypatch):
     }
     assert tables["events"]["rating"].to_pylist()[:2] == [1.0, 2.0]
     assert prepare_dataset("movielens-100k").fingerprint == data.fingerprint
+
+
+ATOMS = (
+    *(
+        ["NA", "nan", "", " ", "x y", "02", "1.5", "1e400", "0x1", "a|b", "||", "a, b", "2020-02-30"],
+        ["1960-05-05T01:02Z"],
+    ),
+    *(
+        ["99999-01-01", "2020-01-01 25:00"],
+        [0, 2**31, -1.5, 1e300, float("nan"), float("inf")],
+        [0, 2**62],
+        [True, False],
+    ),
+    *(
+        [datetime.date(1, 1, 1), datetime.date(9999, 12, 31)],
+        [datetime.datetime(1, 1, 1), datetime.datetime(9999, 12, 31)],
+    ),
+    *([decimal.Decimal("2.50")], [b"a", b"\xff", b"12"], [datetime.time(3)], [datetime.timedelta(3)]),
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_columns_are_told_or_named_in_an_error(seed):
+    rng = np.random.default_rng(seed)
+    for number in range(30):
+        atoms, nulls, num_rows = ATOMS[rng.integers(len(ATOMS))], rng.choice([0, 0.3, 1]), rng.choice([0, 1, 2, 50])
+
+        def value(make, nulls=nulls):
+            return None if rng.random() < nulls else make()
+
+        def atom(atoms=atoms, value=value):
+            return value(lambda: atoms[rng.integers(len(atoms))])
+
+        shapes = [
+            atom,
+            lambda: value(lambda: [atom() for _ in range(rng.integers(3))]),
+            lambda: [[atom()]],
+            lambda: {"a": atom()},
+        ]
+        values = pa.array([shapes[number % len(shapes)]() for _ in range(num_rows)])
+        if number % len(shapes) == 0 and rng.random() < 0.3:
+            values = values.dictionary_encode()
+        table = pa.table({"x": pa.chunked_array([values[:1], values[1:]])})
+        for named in (None, *({"x": kind} for kind in ("auto", *kinds.KINDS))):
+            try:
+                found, report = fit_table(table, named)
+            except ValueError as error:
+                assert "olumn `x`" in str(error) or "column 'x'" in str(error), error  # noqa: PT017
+                continue
+            json.dumps(report, allow_nan=False)
+            assert kinds.describe_feature(report["x"])
+            for encoded in encode_table(found, table)[0].values():
+                assert len(encoded) == num_rows
+                assert not np.isinf(encoded).any()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfrec.data.prepared import PreparedData
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import REPEATS, LeaveLastOut, keeps_seen
 
 
 def test_the_last_is_test_the_second_last_validation_the_rest_training():
@@ -33,6 +33,12 @@ def test_targets_that_the_user_had_before_are_counted():
     split = LeaveLastOut(data)
     assert split.num_repeats("test") == 2
     assert split.num_repeats("validation") == 1
+
+
+def test_repeats_are_allowed_or_not():
+    assert [keeps_seen(repeats) for repeats in REPEATS] == [False, True]
+    with pytest.raises(ValueError, match="`repeats` must be one of exclude, allow. Received: 'sometimes'"):
+        keeps_seen("sometimes")
 
 
 def test_training_holds_no_target():

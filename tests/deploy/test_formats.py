@@ -41,6 +41,7 @@ def test_an_export_of_format_1_is_checked_answers_and_is_refreshed(tmp_path):
     version = refresh(tmp_path / "export", add_items=new, run=V1 / "run")
     manifest = json.loads((version / MANIFEST).read_text())
     assert (manifest["format_version"], manifest["num_items"], manifest["filters"]) == (2, 41, ["genres"])
+    assert manifest["repeats"] == "exclude"  # the file has no such field
 
 
 def test_a_lite_file_of_format_1_runs():

@@ -47,6 +47,24 @@ def test_the_rules_of_the_contract_hold_at_the_edge(report, run, data):
     np.testing.assert_allclose(found, scores[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("index", ["exact", "partitioned"])
+def test_allowed_repeats_come_back_at_the_edge(run, tmp_path, data, index):
+    from reference import recommend
+
+    report = to_litert(run, tmp_path / "model.tflite", repeats="allow", index=index)
+    assert json.loads((tmp_path / "model.json").read_text())["repeats"] == "allow"
+    if index == "partitioned":
+        assert report.same_items > 0.9
+        return
+    assert report.same_items == 1.0
+    histories = [data.history(3), np.array([], np.int32)]
+    expected, scores = recommend(run.model, histories, 10, data.item_counts, repeats="allow")
+    for row, history in enumerate(histories):
+        items, found = run_edge(load(report.path), history)
+        np.testing.assert_array_equal(items, expected[row])
+        np.testing.assert_allclose(found, scores[row], atol=1e-4)
+
+
 def test_the_signature_is_named(report):
     runner = load(report.path).get_signature_runner()
     assert {name: list(d["shape"]) for name, d in runner.get_input_details().items()} == {"history": [1, 24]}
@@ -105,6 +123,7 @@ def test_the_sample_of_a_changed_run_has_the_items_that_are_left(run, tmp_path):
         ({"k": 0}, "`k` must be at least 1. Received: k=0"),
         ({"out": "model.json"}, r"`model.json` must end in .tflite"),
         ({"out": "vocabulary.tflite"}, r"and not be vocabulary.tflite"),
+        ({"repeats": "yes"}, "`repeats` must be one of exclude, allow. Received: 'yes'"),
         ({"index": "scann"}, "LiteRT runs an exact or a partitioned index. Received: index='scann'"),
     ],
 )

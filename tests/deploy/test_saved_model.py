@@ -11,10 +11,12 @@ import tensorflow as tf
 from reference import recommend
 
 import tfrec
-from tfrec.deploy.check import ops_of
-from tfrec.deploy.saved_model import MANIFEST, export, latest_version
+from tfrec.deploy.check import check, ops_of
+from tfrec.deploy.saved_model import MANIFEST, export, latest_version, refresh
 from tfrec.deploy.serving_model import build_serving_model
 from tfrec.training.run import Run
+from tfrec_serving import Client
+from tfrec_serving.server import Server
 
 GOLDEN = Path(__file__).parent / "golden" / "signatures.json"
 FRESH = """
@@ -49,8 +51,9 @@ def padded(histories) -> np.ndarray:
     return rows
 
 
-def in_python(run: Run, histories, k):
-    items, scores = recommend(run.model, [run.vocabulary.encode(h) for h in histories], k, run.items["num_events"])
+def in_python(run: Run, histories, k, repeats="exclude"):
+    given = [run.vocabulary.encode(h) for h in histories]
+    items, scores = recommend(run.model, given, k, run.items["num_events"], repeats=repeats)
     return [run.vocabulary.decode(row) for row in items], scores
 
 
@@ -199,6 +202,49 @@ def test_score_agrees_with_recommend(served, histories):
     scores = call(served, "score", history=[histories[18]], candidates=[candidates])["scores"][0]
     np.testing.assert_allclose(scores[:10], answer["scores"][0], rtol=1e-4)
     assert np.isneginf(scores[10:]).all()
+
+
+@pytest.mark.parametrize("kind", ["exact", "partitioned", "scann"])
+def test_an_export_may_allow_repeats_and_a_request_leave_them_out(run, histories, tmp_path, same_but_for_ties, kind):
+    """The reference's answers with repeats; `recommend_new` and a listed `exclude` answer as an export without them."""
+    version = export(run, tmp_path / "e", index=kind, repeats="allow", filters=["genres"])
+    manifest = json.loads((version / MANIFEST).read_text())
+    golden = json.loads(GOLDEN.read_text())
+    assert manifest["repeats"] == "allow"
+    assert manifest["signatures"].pop("recommend_filtered")["outputs"] == golden["recommend"]["outputs"]
+    assert manifest["signatures"] == golden | {"recommend_new": golden["recommend"]}
+    assert check(version).warmup_requests == 4 * 8
+    served = tf.saved_model.load(str(version)).signatures
+    some = [*histories[:40], [], ["nobody"]]
+    asked = {"history": padded(some), "exclude": np.zeros((42, 0), object), "k": [10] * 42}
+    expected, scores = in_python(run, some, 10, "allow")
+    assert any(set(row) & set(history) for row, history in zip(expected, some, strict=True))
+    for answer in (call(served, "serving_default", history=asked["history"]), call(served, "recommend", **asked)):
+        same_but_for_ties(ids(answer), expected, scores)
+    filtered = call(served, "recommend_filtered", **asked, allow=[[""]] * 42, deny=[[""]] * 42)
+    same_but_for_ties(ids(filtered), expected, scores)
+    expected, scores = in_python(run, some, 10)
+    same_but_for_ties(ids(call(served, "recommend_new", **asked)), expected, scores)
+    same_but_for_ties(ids(call(served, "recommend", **asked | {"exclude": padded(some)})), expected, scores)
+    everything = run.vocabulary.item_ids
+    answer = call(served, "serving_default", history=[everything])
+    assert len(set(ids(answer)[0]) & set(everything)) == 10
+    assert not any(ids(call(served, "recommend_new", history=[everything], exclude=[[""]], k=[3]))[0])
+
+
+def test_a_refresh_keeps_the_choice_of_repeats(run, histories, tmp_path):
+    export(run, tmp_path / "e", index="exact", repeats="allow")
+    version = refresh(tmp_path / "e", remove_items=[run.vocabulary.item_ids[0]])
+    assert json.loads((version / MANIFEST).read_text())["repeats"] == "allow"
+    with Server(tmp_path / "e", 0) as server, Client(f"127.0.0.1:{server.port}") as client:
+        history = histories[18]
+        kept = [r.item_id for r in client.recommend(history, 200)]
+        asked = {"history": [history], "exclude": [[""]], "k": np.array([200], np.int32)}
+        new = [i.decode() for i in client.predict("recommend_new", **asked)["item_ids"][0] if i]
+    assert len(kept) == 199
+    assert new == [i for i in kept if i not in history]
+    with pytest.raises(ValueError, match="`repeats` must be one of exclude, allow. Received: 'some'"):
+        export(run, tmp_path / "e", index="exact", repeats="some")
 
 
 def test_similar_items_are_the_nearest_by_cosine(served, run):

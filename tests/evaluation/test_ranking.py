@@ -12,9 +12,9 @@ from tfrec.evaluation.metrics import ranking_metrics
 from tfrec.evaluation.ranking import evaluate, rank_targets
 
 
-def reference(scores, seen, target) -> dict[str, float]:
+def reference(scores, seen, target, repeats) -> dict[str, float]:
     """By the definition, one user at a time: every order of the tied items, averaged."""
-    candidates = [i for i in range(len(scores)) if i not in seen]
+    candidates = [i for i in range(len(scores)) if i not in seen or repeats == "allow"]
     if target not in candidates:
         return {"hr@10": 0.0, "ndcg@10": 0.0, "mrr": 0.0}
     above = sum(scores[i] > scores[target] for i in candidates)
@@ -27,20 +27,27 @@ def reference(scores, seen, target) -> dict[str, float]:
     }
 
 
-def test_ranking_agrees_with_the_reference_ties_included():
+@pytest.mark.parametrize("repeats", ["exclude", "allow"])
+def test_ranking_agrees_with_the_reference_ties_included(repeats):
     rng = np.random.default_rng(0)
     data = PreparedData.from_histories([[f"i{i}" for i in rng.integers(0, 40, rng.integers(3, 12))] for _ in range(60)])
     split = LeaveLastOut(data)
     scores = rng.integers(0, 6, size=(len(split.users), data.num_items)).astype(float)
     for part in ("validation", "test"):
-        got = rank_targets(lambda rows: scores[rows].copy(), split, part)
+        got = rank_targets(lambda rows: scores[rows].copy(), split, part, repeats)
         starts, ends = split.histories(part)
-        expected = [
-            reference(scores[r], set(data.item_index[starts[r] : ends[r]] - 2), data.item_index[ends[r]] - 2)
-            for r in range(len(ends))
-        ]
+        seen = [set(data.item_index[a:b] - 2) for a, b in zip(starts, ends, strict=True)]
+        targets = data.item_index[ends] - 2
+        expected = [reference(scores[r], seen[r], targets[r], repeats) for r in range(len(ends))]
         for name in ("hr@10", "ndcg@10", "mrr"):
             assert got[name] == pytest.approx(np.mean([e[name] for e in expected]))
+        is_repeat = [target in own for target, own in zip(targets, seen, strict=True)]
+        assert 0 < sum(is_repeat) == split.num_repeats(part)
+        if repeats == "allow":
+            hits = np.array([e["hr@10"] for e in expected])
+            assert got["repeat_share@10"] == pytest.approx(hits[is_repeat].sum() / hits.sum())
+        else:
+            assert "repeat_share@10" not in got
 
 
 def test_small_chunks_change_nothing(monkeypatch, data):
@@ -53,6 +60,24 @@ def test_small_chunks_change_nothing(monkeypatch, data):
 
 def test_a_catalogue_of_one_item_has_one_rank():
     assert ranking_metrics(np.array([0]), np.array([1]), num_items=1)["ndcg@10"] == 1.0
+
+
+def test_the_share_of_repeats_among_no_hits_is_0():
+    found = ranking_metrics(np.array([50, 60]), np.array([1, 1]), 100, np.array([True, False]))
+    assert found["hr@10"] == found["repeat_share@10"] == 0.0
+    with pytest.raises(ValueError, match="`repeats` must be one of exclude, allow. Received: 'yes'"):
+        evaluate(PreparedData.from_histories(["abca"]), repeats="yes")
+
+
+def test_allowed_repeats_count_for_the_baselines_too():
+    """Everyone comes back to the first item: popularity finds it where repeats are allowed, and cannot otherwise."""
+    data = PreparedData.from_histories([["a", f"b{u}", "a", f"c{u}", "a"] for u in range(20)])
+    excluded, allowed = evaluate(data), evaluate(data, repeats="allow")
+    assert (excluded["repeats"], allowed["repeats"]) == ("exclude", "allow")
+    assert excluded["num_repeat_targets"] == allowed["num_repeat_targets"] == 20
+    for name in ("popularity", "bigram"):
+        assert (excluded[name]["hr@10"], allowed[name]["hr@10"]) == (0.0, 1.0)
+        assert allowed[name]["repeat_share@10"] == 1.0
 
 
 def test_a_log_without_targets_is_an_error():

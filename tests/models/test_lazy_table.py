@@ -41,7 +41,13 @@ def test_absent_rows_keep_value_and_moments():
 def test_a_step_gives_the_loss_and_the_gradients_of_the_dense_one(small_config, data, loss):
     """The same batch and negatives: the small table of the step stands for the whole one."""
     config = dataclasses.replace(
-        small_config, loss=loss, num_negatives=32, dropout_rate=0.0, lazy_table=True, seen_weight=0.0
+        small_config,
+        loss=loss,
+        num_negatives=32,
+        dropout_rate=0.0,
+        id_dropout_rate=0.0,
+        lazy_table=True,
+        seen_weight=0.0,
     )
     split = LeaveLastOut(data)
     model, batches = compile_model(resolve(config, split), split)

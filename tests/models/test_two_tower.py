@@ -246,7 +246,7 @@ def test_callbacks_set_the_learning_rate_of_a_plain_fit(batch):
 # --- metrics -----------------------------------------------------------------------------------------------------------
 
 
-def slow_metrics(model, inputs, target, weight) -> dict[str, float]:
+def slow_metrics(model, inputs, target, weight, repeats) -> dict[str, float]:
     """HR@3, NDCG@3 and MRR by a loop over positions and a sort, ties by the mean over all orders of the tied."""
     queries, items = np.array(model(inputs)), np.array(model.item_tower.catalogue())
     end = inputs.get("end", np.full(target.shape, target.shape[1]))
@@ -255,7 +255,7 @@ def slow_metrics(model, inputs, target, weight) -> dict[str, float]:
         own = {
             int(inputs["history"][b, p])
             for p in range(position + 1)
-            if inputs["is_real"][b, p] and end[b, p] == end[b, position]
+            if inputs["is_real"][b, p] and end[b, p] == end[b, position] and repeats == "exclude"
         }
         wanted = int(target[b, position])
         if wanted in own:
@@ -275,20 +275,38 @@ def test_ranking_metrics_agree_with_a_slow_reference(batch, monkeypatch, is_pack
     inputs, target = batch
     if is_packed:
         inputs = inputs | {"end": np.where(np.arange(6) < 3, 3, 6).astype(np.int32) * np.ones((8, 1), np.int32)}
-    model = make(metrics=[HitRate(3), NDCG(3), MRR()], dropout_rate=0.0)
+    choices = {"exclude": "", "allow": " of all"}
+    metrics = [
+        kind(*k, name=name + more, repeats=repeats)
+        for repeats, more in choices.items()
+        for kind, k, name in ((HitRate, [3], "hr@3"), (NDCG, [3], "ndcg@3"), (MRR, [], "mrr"))
+    ]
+    model = make(metrics=metrics, dropout_rate=0.0)
     model.build()
     table = model.item_tower.table.numpy()
     table[4:8] = table[4]  # ties
     model.item_tower.table.assign(table)
     weight = np.random.default_rng(2).integers(0, 3, target.shape).astype(np.float32)
     found = model.evaluate(inputs, target, sample_weight=weight, batch_size=4, verbose=0, return_dict=True)
-    expected = slow_metrics(model, inputs, target, weight)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
-    assert 0 < expected["hr@3"] < 1
+    for repeats, more in choices.items():
+        expected = slow_metrics(model, inputs, target, weight, repeats)
+        assert {name: found[name + more] for name in expected} == pytest.approx(expected, abs=1e-5)
+        assert 0 < expected["hr@3"] < 1
+    assert found["mrr"] != found["mrr of all"]
     num_above, num_tied = target_ranks(model(inputs), target, inputs, model.item_tower)
     assert np.array(num_above).shape == target.shape
     assert (np.array(num_tied) > 1).any()
     assert (np.array(num_tied)[inputs["is_real"]] == 0).any()  # targets that their history holds
+
+
+def test_a_metric_keeps_its_choice_of_repeats():
+    for metric in (HitRate(3, repeats="allow"), NDCG(repeats="allow"), MRR(repeats="allow")):
+        config = metric.get_config()
+        assert type(metric).from_config(config).get_config() == config
+        assert config.pop("repeats") == "allow"
+        assert type(metric).from_config(config).repeats == "exclude"  # of a file before there was a choice
+    with pytest.raises(ValueError, match="`repeats` must be one of exclude, allow. Received: 'no'"):
+        MRR(repeats="no")
 
 
 def test_metrics_come_with_fit_validation_and_the_lazy_step(batch):

@@ -46,6 +46,11 @@ NAMES = {field.name for field in dataclasses.fields(Config)}
         ({"lazy_table": True, "precision": "float16"}, "`lazy_table` has no loss scaling"),
         ({"time_bias": True, "attention_window": 8}, "`time_bias` needs every pair of positions"),
         ({"block": "gru", "attention_window": 8}, "`block=gru` has neither an `attention_window` nor rotary positions"),
+        ({"repeats": "yes"}, "`repeats` must be one of exclude, allow. Received: 'yes'"),
+        (
+            {"repeats": "allow", "seen_weight": 0.1},
+            "so must the loss: leave out `seen_weight` or set it to 1. Received: 0.1",
+        ),
         ({"epochs": 3, "final_epochs": 4}, "`final_epochs` is at most `epochs`. Received: 4 and 3"),
     ],
 )
@@ -104,6 +109,7 @@ def test_open_fields_are_filled_in_from_the_data(events, num_items, width, dropo
     assert chosen == (width, dropout_rate, loss, lazy_table)
     assert config.item_init == "cooccurrence"
     assert config.seen_weight == (0.0 if dropout_rate == 0.3 else 0.1)
+    assert resolve(Config(repeats="allow"), split).seen_weight == 1.0
     assert config.num_heads == width // 32
     assert config.num_blocks == (2 if events == 1000 else 3)
     assert config.epochs == (60 if events == 1000 else 20)

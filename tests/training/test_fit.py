@@ -87,6 +87,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_seeds_make_runs_equal(tin
     assert_same_run(whole, killed)
 
 
+def test_a_model_learns_what_comes_back(tmp_path):
+    """Baskets in turn: own items alone, in any order, would reach five sixths of the bound. The training validates with repeats."""
+    options = {"num_users": 1500, "num_items": 60, "num_baskets": 4, "events_per_user": 40}
+    data = tfrec.prepare_dataset("synthetic-groceries", **options)
+    settings = {"num_blocks": 1, "max_length": 40, "dropout_rate": 0.0, "learning_rate": 0.01, "epochs": 8}
+    run = train(Config(repeats="allow", **settings), data, tmp_path / "run")
+    assert (run.repeats, run.config.seen_weight) == ("allow", 1.0)
+    bound = data.manifest["bayes_optimal"]["hr@10"]
+    found = tfrec.evaluate(data, "test", run.model, repeats="allow")
+    assert 0.88 * bound < found["model"]["hr@10"] < bound + 0.024  # 3 sigma of 1,500 draws
+    assert found["model"]["repeat_share@10"] > 0.95
+    assert found["model"]["hr@10"] > 2 * max(found[name]["hr@10"] for name in ("bigram", "item-knn", "popularity"))
+    validated = tfrec.evaluate(data, "validation", run.model, repeats="allow")["model"]
+    assert run.metrics["validation"] == pytest.approx(validated)
+    assert tfrec.evaluate(data, "test", run.model)["model"]["hr@10"] < 0.1  # all but impulses are misses then
+    history = data.vocabulary.decode(data.history(0))
+    assert set(run.recommend(history, 3).item_ids) <= set(history)
+    assert final_config(run).repeats == "allow"
+
+
 def test_ctrl_c_leaves_a_usable_run(tiny, data, tmp_path, capfd):
     run = train(tiny, data, tmp_path / "run", callbacks=[StopAfter(KeyboardInterrupt(), epoch=1, batch=1)])
     assert run.metrics["epochs"] == 1

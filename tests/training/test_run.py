@@ -135,6 +135,29 @@ def test_recommend_takes_one_history_or_many(run, data):
     assert run.recommend(rows[0], k=10_000).item_ids.shape == (200,)
 
 
+def test_a_run_recommends_repeats_where_asked(run, data):
+    from reference import recommend
+
+    histories = [data.vocabulary.decode(data.history(u)) for u in range(20)] + [[]]
+    given = [data.vocabulary.encode(h) for h in histories]
+    assert run.repeats == "exclude"  # its config has no such field
+    assert "repeats" not in json.loads((run.folder / "config.json").read_text())
+    for repeats in (None, "exclude", "allow"):
+        items, scores = recommend(run.model, given, 5, data.item_counts, repeats=repeats or "exclude")
+        found = run.recommend(histories, 5, repeats=repeats)
+        assert found.item_ids.tolist() == [run.vocabulary.decode(row) for row in items]
+        np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+    allowed = dataclasses.replace(run, config=dataclasses.replace(run.config, repeats="allow", seen_weight=None))
+    assert allowed.repeats == "allow"
+    history = histories[0]
+    best = allowed.recommend(history, 5).item_ids
+    np.testing.assert_array_equal(best, run.recommend(history, 5, repeats="allow").item_ids)
+    assert best[0] not in allowed.recommend(history, 5, exclude=best[:1].tolist()).item_ids
+    assert dataclasses.replace(run, config=None).repeats == "exclude"  # of a model that was fitted by hand
+    with pytest.raises(ValueError, match="`repeats` must be one of exclude, allow. Received: 'no'"):
+        run.recommend(history, repeats="no")
+
+
 def test_recommendations_become_a_frame(run):
     answer = run.recommend([["item-1"], []], k=3)
     frame = answer.to_pandas()

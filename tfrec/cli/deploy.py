@@ -18,8 +18,8 @@ INDEX_HELP = (
 )
 REPEATS_HELP = "`exclude` never recommends items of the history, `allow` may; as the run was trained when left out."
 ITEMS_HELP = (
-    "File of new items: item_id, and similar_to (ids of items like it, between bars) or vector; other columns as in the "
-    "item file."
+    "File of new items: item_id and the other columns of the item file, which a model with item features knows them by; or "
+    "similar_to (ids of items like it, between bars), or vector."
 )
 
 
@@ -76,6 +76,11 @@ def _print_export(version: Path) -> None:
         f"Wrote {version}: {len(manifest['signatures'])} signatures, {manifest['index']['kind']} index over "
         f"{manifest['num_items']:,} items, recall@10 {manifest['index']['recall@10']:.4f}, ops needed: {needs}."
     )
+    for name, number in manifest["unknown_values"].items():
+        if number:
+            out.print(
+                f"  column {name!r} of the added items: {number:,} values that training has not seen", markup=False
+            )
 
 
 def refresh(

@@ -22,12 +22,12 @@ def print_metrics(result: dict[str, Any]) -> None:
         title_justify="left",
     )
     table.add_column("")
-    for metric in result[rows[0]]:
+    metrics = [metric for metric in result[rows[0]] if metric != "repeat_share@10"]
+    for metric in metrics:
         table.add_column(metric.upper(), justify="right")
     for name in rows:
-        table.add_row(
-            name, *(f"{value:.4f}" for value in result[name].values()), style="bold" if name == "model" else ""
-        )
+        values = (f"{result[name][metric]:.4f}" for metric in metrics)
+        table.add_row(name, *values, style="bold" if name == "model" else "")
     out.print(table)
     if result.get("targets"):
         out.print(f"The targets are events with {' and '.join(result['targets'])}.", markup=False, highlight=False)
@@ -39,8 +39,8 @@ def print_metrics(result: dict[str, Any]) -> None:
         if result["repeats"] == "exclude":
             out.print(f"{were}: misses, whatever the model.")
         else:
-            share = result[rows[0]]["repeat_share@10"]
-            out.print(f"{were}, and so were {share:.1%} of the targets that {rows[0]} has among its first 10.")
+            shares = ", ".join(f"{name} {result[name]['repeat_share@10']:.1%}" for name in rows)
+            out.print(f"{were}. Share of them among the hits of HR@10: {shares}.")
     if "cold_items" in result:
         print_cold(result["cold_items"])
 

@@ -138,7 +138,8 @@ def evaluate(
             raise ValueError(
                 f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
             )
-        held_out = trained.config.cold_items if trained.config else 0.0
+        config = trained.config
+        held_out = config.cold_items if config else 0.0
         if cold_items not in (None, held_out):
             raise ValueError(
                 f"`{run}` was trained with --cold-items {held_out:g}: new items are those that a training has not seen. Train it "
@@ -146,9 +147,9 @@ def evaluate(
             )
         chosen = repeats or trained.repeats
         result = evaluate_data(trained.data(data), split, trained.model, repeats=chosen, targets=trained.targets)
-        if held_out:
-            cold = trained.cold_items(data)
-            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, targets=trained.targets)
+        if config and held_out:
+            cold, boost = trained.cold_items(data), config.new_item_boost
+            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, boost, targets=trained.targets)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

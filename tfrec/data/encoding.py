@@ -75,7 +75,7 @@ def input_spec(feature: Feature, *shape: int | None) -> tf.TensorSpec:
     rows = shape or (None,)
     inner = {"multi": (None,), "vector": (feature.width,)}.get(feature.kind, ())
     dtype = tf.string if feature.kind in ("category", "multi", "text") else tf.float32
-    return tf.TensorSpec((*rows, *inner), dtype, re.sub(r"\W", "_", feature.name))
+    return tf.TensorSpec((*rows, *inner), dtype, re.sub(r"\W", "_", feature.name, flags=re.ASCII))
 
 
 def encode_table(features: Sequence[Feature], table: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, int]]:

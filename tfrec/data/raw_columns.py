@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tfrec.data.database import connect
 from tfrec.data.rows import NUMBER, as_text, is_list
 
+BAR = "|"
 MAX_LIST = 64
 """Values of a row of a `multi` column that are read: the first."""
 LARGEST = float(np.finfo(np.float32).max)
@@ -58,7 +59,8 @@ def plain_array(column: pa.ChunkedArray) -> pa.Array:
     if isinstance(type_, pa.BaseExtensionType):
         return plain_array(as_text(array)[0] if type_.extension_name == "arrow.uuid" else array.storage)
     if pa.types.is_dictionary(type_):
-        return plain_array(array.cast(type_.value_type))
+        is_empty = pa.types.is_null(type_.value_type)  # as PyArrow encodes a column without a value
+        return pa.nulls(len(array), pa.string()) if is_empty else plain_array(array.cast(type_.value_type))
     if pa.types.is_null(type_) or pa.types.is_string_view(type_):
         return array.cast(pa.string())
     if type_ in (pa.binary_view(), pa.binary(), pa.large_binary()) or pa.types.is_fixed_size_binary(type_):
@@ -118,7 +120,7 @@ def values_of(name: str, array: pa.Array) -> pa.Array:
 
 
 def value_lists(name: str, array: pa.Array, separator: str = "") -> tuple[pa.Array, np.ndarray]:
-    """The values of the rows of a `multi` column.
+    """The values of the rows of a `multi` column; text without a separator has them between bars.
 
     Returns:
         `(values, lengths)`: text, row after row, null where there is none; int64, the values of each row.
@@ -126,10 +128,7 @@ def value_lists(name: str, array: pa.Array, separator: str = "") -> tuple[pa.Arr
     if is_list(array.type):
         lists = array.cast(pa.large_list(array.type.value_type))
     else:
-        texts = values_of(name, array)
-        lists = pc.split_pattern(texts, separator) if separator else None
-        if lists is None:
-            return texts, np.ones(len(texts), np.int64)
+        lists = pc.split_pattern(values_of(name, array), separator or BAR)
     if len(lists):
         lists = pc.list_slice(lists, 0, MAX_LIST)
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -16,10 +16,11 @@ from tfrec.data.encoding import encode_table
 from tfrec.data.items import read_items
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
+from tfrec.evaluation.ranking import embed_histories
 from tfrec.files import write_whole
 from tfrec.index.filters import values_of
 from tfrec.models.item_tower import ItemTower
-from tfrec.models.new_items import as_table, content_vectors, vectors_of, with_table
+from tfrec.models.new_items import as_table, content_vectors, new_item_row, vectors_of, with_table
 from tfrec.training.run import Run
 
 VECTOR, SIMILAR = "vector", "similar_to"
@@ -57,7 +58,7 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     rows = [] if added is None else added.to_pylist()
     new = np.zeros((len(rows), table.shape[1]), np.float32)
     if added is not None and tower.content is not None:
-        new = content_vectors(tower, encode_table(run.features["items"], added)[0])
+        new = content_vectors(tower, encode_table(run.features["items"], added)[0], row_of_new_items(run))
     # Candidates are L2-normalised, but histories read the raw rows: a new row gets the median norm.
     length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None
     for number, row in enumerate(rows):
@@ -84,6 +85,13 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     model = with_table(run.model, np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]))
     sample = _with_catalogue(run.sample, kept, vocabulary)
     return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns, sample=sample)
+
+
+def row_of_new_items(run: Run) -> np.ndarray:
+    """`new_item_row` by the histories of a run's sample and its config."""
+    boost = 0.0 if run.config is None else run.config.new_item_boost
+    queries = embed_histories(run.model, run.split(), "validation")
+    return new_item_row(run.model.item_tower, queries, boost)
 
 
 def _with_catalogue(sample: PreparedData, kept: Sequence[int], vocabulary: Vocabulary) -> PreparedData:

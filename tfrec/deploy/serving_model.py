@@ -40,12 +40,14 @@ class NewItems(tf.Module):
     Args:
         tower: `ItemTower` with content.
         features: `Feature`s that it reads.
+        row: float32 array `(width,)`; see `new_item_row`.
     Raises:
         ValueError: two features would have the same input.
     """
 
-    def __init__(self, tower: ItemTower, features: Sequence[Feature]) -> None:
+    def __init__(self, tower: ItemTower, features: Sequence[Feature], row: np.ndarray) -> None:
         super().__init__(name="new_items")
+        self.row = tf.constant(row)
         self.encoder = FeatureEncoder(features)
         self._tower = lambda: tower  # behind a function, or its id table would be saved
         self._variables = [v.value for layer in (tower.content, *tower.mlp) for v in layer.variables]
@@ -59,7 +61,7 @@ class NewItems(tf.Module):
         given = zip(self.encoder.features, columns, strict=True)
         encoded = self.encoder({feature.name: column for feature, column in given})
         tower = self._tower()
-        return {"embedding": tower.as_candidates(tower.of_content(encoded))}
+        return {"embedding": tower.as_candidates(tower.of_content(encoded, self.row))}
 
 
 class ServingModel(tf.Module):
@@ -128,8 +130,9 @@ class ServingModel(tf.Module):
             tf.raw_ops.DestroyResourceOp(resource=handle)
 
     def _serving_default(self, history, *others):
-        k = tf.fill((tf.shape(history)[0],), self.k)
-        return self._named(*self.answers.rank(self._indexes(history), self._encode(others), None, k, self.k))
+        number = tf.shape(history)[0]
+        exclude, k = tf.zeros((number, 0), tf.int32), tf.fill((number,), self.k)
+        return self._named(*self.answers.rank(self._indexes(history), self._encode(others), exclude, k, self.k))
 
     def _recommend(self, history, *others):
         return self._recommend_within(history, others)

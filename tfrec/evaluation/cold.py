@@ -16,7 +16,7 @@ from tfrec.evaluation.baselines import Popularity
 from tfrec.evaluation.content_knn import ContentKNN
 from tfrec.evaluation.ranking import Scorer, embed, embed_histories, rank
 from tfrec.models.item_tower import ItemTower
-from tfrec.models.new_items import content_vectors, vectors_of
+from tfrec.models.new_items import content_vectors, new_item_row, vectors_of
 from tfrec.models.two_tower import TwoTower
 
 
@@ -29,7 +29,12 @@ class Targets(NamedTuple):
 
 
 def evaluate_cold_items(
-    cold: ColdItems, part: str = "test", model: TwoTower | None = None, *, targets: Sequence[str] = ()
+    cold: ColdItems,
+    part: str = "test",
+    model: TwoTower | None = None,
+    boost: float = 0.0,
+    *,
+    targets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
 
@@ -41,6 +46,7 @@ def evaluate_cold_items(
         part: `"test"` or `"validation"`, for the warm targets. Default: `"test"`.
         model: `TwoTower` that was trained on `cold.known`, with content of its item features; a model without content knows nothing
             of new items, and scores them 0. Default: the baselines alone.
+        boost: float, see `new_item_row`. Default: 0.
         targets: texts, which events are to be found among the warm targets; see `LeaveLastOut`. Default: all.
     Returns:
         `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
@@ -60,9 +66,9 @@ def evaluate_cold_items(
     if not len(groups["cold"].items):
         raise ValueError("No user has an event of a held-out item after one of a known item: raise the share.")
     encoded, _ = encode_table(known.features["items"], cold.catalogue)
-    contenders: dict[str, Callable[[Targets], Scorer]] = (
-        {} if model is None else {"model": _model(cold, model, encoded, split, part)}
-    )
+    contenders: dict[str, Callable[[Targets], Scorer]] = {}
+    if model is not None:
+        contenders["model"] = _model(cold, model, encoded, boost, split, part)
     contenders |= {
         "content-knn": _content_knn(cold, encoded),
         "popularity in category": _popular_in_category(cold, encoded, split),
@@ -86,12 +92,13 @@ def evaluate_cold_items(
 
 
 def _model(
-    cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray], split: LeaveLastOut, part: str
+    cold: ColdItems, model: TwoTower, encoded: Mapping[str, np.ndarray], boost: float, split: LeaveLastOut, part: str
 ) -> Callable[[Targets], Scorer]:
     tower, known = model.item_tower, cold.known
-    features = {name: values[known.num_items :] for name, values in encoded.items()}
-    is_content = isinstance(tower, ItemTower) and tower.content is not None
-    new = content_vectors(tower, features) if is_content else np.zeros((len(cold.items), tower.width), np.float32)
+    new = np.zeros((len(cold.items), tower.width), np.float32)
+    if isinstance(tower, ItemTower) and tower.content is not None:
+        row = new_item_row(tower, embed_histories(model, split, "validation"), boost)
+        new = content_vectors(tower, {name: values[known.num_items :] for name, values in encoded.items()}, row)
     rows = np.concatenate([vectors_of(tower)[FIRST_ITEM_INDEX:], new])
     items = np.asarray(tower.as_candidates(rows)).T
 

@@ -130,13 +130,14 @@ class ItemTower(AbstractItemTower):
             h = layer(h)
         return x + h if self.mlp else x
 
-    def of_content(self, features):
-        """The vectors of items without a row of the table, in the form that histories read.
+    def of_content(self, features, row=0.0):
+        """The vectors of items that the table lacks, in the form that histories read.
 
         Args:
             features: dict of tensors by name, shape `(..., *)`; see `features_of`.
+            row: float tensor, shape `(width,)`, in place of their rows. Default: 0.
         """
-        return self.refine(0.0, features)
+        return self.refine(row, features)
 
     def call(self, item_index, training=None):
         rows = ops.take(ops.cast(self.table, self.compute_dtype), item_index, axis=0)

@@ -15,19 +15,40 @@ BLOCK = 1 << 16
 """Items whose vectors are computed at a time."""
 
 
-def content_vectors(tower: ItemTower, features: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The vectors of items without a row in the table: float32 `(rows, width)`, in the form that histories read.
+def content_vectors(tower: ItemTower, features: Mapping[str, np.ndarray], row: np.ndarray | float = 0.0) -> np.ndarray:
+    """The vectors of items that the table lacks: float32 `(rows, width)`, in the form that histories read.
 
     Args:
         tower: `ItemTower` with content.
         features: encoded features by name, a row for each item.
+        row: float32 array `(width,)`, in place of their rows of the table, see `new_item_row`. Default: 0.
     """
     number = len(next(iter(features.values())))
     parts = [
-        np.asarray(tower.of_content({name: values[first : first + BLOCK] for name, values in features.items()}))
+        np.asarray(tower.of_content({name: values[first : first + BLOCK] for name, values in features.items()}, row))
         for first in range(0, max(number, 1), BLOCK)
     ]
     return np.concatenate(parts).astype(np.float32)
+
+
+def new_item_row(tower: ItemTower, queries: np.ndarray, boost: float) -> np.ndarray:
+    """A row in place of those of new items, which raises their scores by `boost` on average: float32 `(width,)`.
+
+    A known item's row is fitted to its events, and nothing is to a new item's: the scores of new items are lower, the better the
+    rows of others. The row points to the mean query.
+
+    Args:
+        tower: `ItemTower` with content.
+        queries: float32 array `(number, width)`, typical queries. Without one the row is 0.
+        boost: float, in the unit of the scores.
+    """
+    mean = queries.mean(axis=0) if len(queries) else np.zeros(tower.width, np.float32)
+    step = boost * mean / max(float(mean @ mean), 1e-12)
+    if tower.normalize:  # a cosine does not depend on the norm that a row stands beside
+        some = np.linspace(FIRST_ITEM_INDEX, FIRST_ITEM_INDEX + tower.num_items - 1, 1000).astype(np.int32)
+        content = np.asarray(tower.of_content(tower.features_of(some)), np.float32)
+        step = step * np.linalg.norm(content, axis=1).mean()
+    return step.astype(np.float32)
 
 
 def vectors_of(tower: ItemTower) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The values that a field of text may have; for `positions`, each of its members."""
 ABOVE_0 = {
-    "attention_window", "batch_positions", "clip_norm", "content_dims", "epochs", "final_epochs", "hidden_dim",
-    "learning_rate", "max_length", "mlp_dims", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution",
+    "attention_window", "batch_positions", "clip_norm", "content_dims", "epochs", "final_epochs", "hidden_dim", "learning_rate",
+    "max_length", "mlp_dims", "new_item_weight", "num_heads", "num_negatives", "patience", "steps", "steps_per_execution",
     "temperature", "validate_every", "width",
 }  # fmt: skip
 FROM_0 = {"init_stddev", "num_blocks", "seed", "warmup_epochs", "weight_decay"}
@@ -86,7 +87,9 @@ class Config:
         item_features: str, `"all"`: items are also embedded by the features of the data, see `docs/features.md`; `"none"`: by their
             ids alone; `"auto"`: by features where the data has some. Default: `"auto"`.
         content_dims: tuple of int, hidden widths of the MLP on the features; see `FeatureEmbedding`. Default: no MLP.
-        id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.2 with features.
+        id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.1 with features.
+        new_item_weight: float, the odds of new items, which content alone stands for, are multiplied by about this; see
+            `new_item_row`. Default: 2.5.
         cold_items: float, share of the catalogue that is held out with all its events, to measure how new items are recommended;
             see `ColdItems`. Default: 0.
         similarity: str, score of a query and a candidate: `"cosine"` or `"dot"`. Default: `"cosine"`.
@@ -157,6 +160,7 @@ class Config:
     item_features: str = "auto"
     content_dims: tuple[int, ...] = ()
     id_dropout_rate: float | None = None
+    new_item_weight: float = 2.5
     cold_items: float = 0.0
     similarity: str = "cosine"
     repeats: str = "exclude"
@@ -221,6 +225,11 @@ class Config:
             )
         if self.epochs and self.final_epochs and self.final_epochs > self.epochs:
             raise ValueError(f"`final_epochs` is at most `epochs`. Received: {self.final_epochs} and {self.epochs}.")
+
+    @property
+    def new_item_boost(self) -> float:
+        """What `new_item_weight` adds to a score."""
+        return (self.temperature or 1.0) * math.log(self.new_item_weight)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:

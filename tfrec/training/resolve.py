@@ -68,7 +68,7 @@ def resolve(config: Config, split: LeaveLastOut) -> Config:
         "loss": loss,
         "jit_compile": True,
         "lazy_table": is_huge and loss != "full_softmax",
-        "id_dropout_rate": 0.2 if has_features else 0.0,
+        "id_dropout_rate": 0.1 if has_features else 0.0,
     }
     automatic = {k: v for k, v in automatic.items() if getattr(config, k) is None}
     return dataclasses.replace(config, item_features="all" if has_features else "none", **automatic)

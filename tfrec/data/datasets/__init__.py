@@ -30,6 +30,7 @@ def prepare_dataset(
     name: str,
     out: str | os.PathLike | None = None,
     *,
+    with_users: bool = False,
     prepare_options: Mapping[str, Any] | None = None,
     **synthetic_options: Any,
 ) -> PreparedData:
@@ -41,6 +42,8 @@ def prepare_dataset(
     Args:
         name: str, one of `NAMES`.
         out: the folder to write. Default: none, the data stays in memory.
+        with_users: bool, also prepare the properties of users, where the data set has some; a model then reads them from each
+            request. Default: False.
         prepare_options: further arguments of `prepare`. Default: none.
         synthetic_options: for `"synthetic"`, the arguments of `synthetic_log`; for `"synthetic-groceries"`, those of `grocery_log`.
     Raises:
@@ -54,4 +57,5 @@ def prepare_dataset(
     else:
         tables, about = PUBLIC[name](), {}
     roles: dict[str, Any] = {"user": "user", "item": "item", "time": "time", "items": tables.get("items")}
+    roles |= {"users": tables.get("users")} if with_users else {}
     return prepare(tables["events"], out, about={"dataset": name, **about}, **roles, **(prepare_options or {}))
