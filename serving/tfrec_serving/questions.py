@@ -54,9 +54,9 @@ def _query(
         if not isinstance(given or {}, Mapping):
             raise TypeError(f"`{argument}` is a dict by the names of columns. Received: {reprlib.repr(given)}.")
     for column, values in (events or {}).items():
-        if isinstance(values, str) or (received := np.shape(values)) != wanted:
-            received = "text" if isinstance(values, str) else f"shape {received}"
-            raise ValueError(f"`events`: {column!r} has a value for each item: shape {wanted}. Received: {received}.")
+        found = "text" if isinstance(values, str) else f"shape {np.shape(values)}"
+        if found != f"shape {wanted}":
+            raise ValueError(f"`events`: {column!r} has a value for each item: shape {wanted}. Received: {found}.")
         if any(value is not None for value in values):
             name, row = feature_input(column, list(values))
             inputs[name] = row[np.newaxis]

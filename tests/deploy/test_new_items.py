@@ -42,7 +42,7 @@ def test_new_items_stand_near_what_they_are_like(run):
     """The mean vector of the genre is nearer than that of others."""
     changed = change_catalogue(run, NEW)
     vectors = np.array(changed.model.item_tower.catalogue())
-    genres = np.array([own[0] for own in run.items["genres"]])
+    genres = np.array([own[0] for own in run.items["genres"].to_pylist()])
     means = {name: vectors[:200][genres == name].mean(axis=0) for name in np.unique(genres)}
     nearest = [max(means, key=lambda name: means[name] @ vectors[200 + n]) for n in (0, 1)]
     assert nearest == ["interest 3", "interest 4"]
@@ -74,7 +74,7 @@ def test_new_items_are_recommended_alike_in_python_over_grpc_and_at_the_edge(run
     changed = change_catalogue(run, NEW)
     to_litert(changed, tmp_path / "m.tflite", k=20)
     interpreter, found = load(tmp_path / "m.tflite"), 0
-    genres = [own[0] for own in run.items["genres"]]
+    genres = [own[0] for own in run.items["genres"].to_pylist()]
     histories = [
         [run.vocabulary.item_ids[i] for i, own in enumerate(genres) if own == f"interest {n}"][:9] for n in (2, 3, 4)
     ]

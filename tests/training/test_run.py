@@ -72,7 +72,7 @@ def test_a_reopened_run_has_the_same_model(written):
     a, b = Run.open(written), Run.open(written)
     for x, y in zip(a.model.get_weights(), b.model.get_weights(), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert a.items["item_id"] == a.vocabulary.item_ids
+    assert a.items["item_id"].to_pylist() == a.vocabulary.item_ids
 
 
 def test_the_sample_has_the_newest_events_and_nobody_is_named(run, data):
@@ -168,7 +168,7 @@ def test_recommendations_become_a_frame(run):
 
 
 def test_recommend_filters_by_item_properties(run):
-    genre = dict(zip(run.items["item_id"], run.items["genres"], strict=True))
+    genre = dict(zip(*(run.items[name].to_pylist() for name in ("item_id", "genres")), strict=True))
     allowed = run.recommend(["item-1"], k=8, allow={"genres": ["interest 3"]}).item_ids
     assert all(genre[i] == ["interest 3"] for i in allowed if i)
     denied = run.recommend(["item-1"], k=50, deny={"genres": ["interest 3"]}).item_ids

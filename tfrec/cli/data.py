@@ -162,7 +162,7 @@ def prepare(
         "user_features": dict(map(_feature, user_feature or [])),
     }
     if len(source) == 1 and source[0] in datasets.NAMES:
-        made = (
+        made: dict[str, Any] = (
             {
                 "num_users": _number(users),
                 "num_items": catalogue,

@@ -15,6 +15,7 @@ import pyarrow.parquet
 from tfrec.data.encoding import encode_table
 from tfrec.data.items import read_items
 from tfrec.data.prepared import PreparedData
+from tfrec.data.rows import is_list
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.evaluation.ranking import embed_histories
 from tfrec.files import write_whole
@@ -72,19 +73,14 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     kept = [number for number, item_id in enumerate(ids) if item_id not in gone]
     if not kept and not rows:
         raise ValueError("No item would be left in the catalogue.")
-    columns: dict[str, list[Any]] = {}
-    for name in [
-        *run.items,
-        *(n for n in (added.column_names if added else ()) if n not in (*run.items, VECTOR, SIMILAR)),
-    ]:
-        absent = 0 if name == "num_events" else None
-        old = run.items.get(name, [absent] * len(ids))
-        columns[name] = [old[i] for i in kept] + [row.get(name, absent) for row in rows]
-    vocabulary = Vocabulary(columns["item_id"])
+    items = run.items.take(pa.array(kept, pa.int64()))
+    if added is not None:
+        items = _with_rows(items, added)
+    vocabulary = Vocabulary(items["item_id"].to_pylist())
     special = table[:FIRST_ITEM_INDEX]
     model = with_table(run.model, np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]))
     sample = _with_catalogue(run.sample, kept, vocabulary)
-    return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=columns, sample=sample)
+    return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=items, sample=sample)
 
 
 def row_of_new_items(run: Run) -> np.ndarray:
@@ -92,6 +88,33 @@ def row_of_new_items(run: Run) -> np.ndarray:
     boost = 0.0 if run.config is None else run.config.new_item_boost
     queries = embed_histories(run.model, run.split(), "validation")
     return new_item_row(run.model.item_tower, queries, boost)
+
+
+def _with_rows(items: pa.Table, added: pa.Table) -> pa.Table:
+    """The properties of items and of new ones, which have no events."""
+    new = added.drop_columns([name for name in (VECTOR, SIMILAR) if name in added.column_names])
+    if "num_events" not in new.column_names:
+        new = new.append_column("num_events", pa.array([0] * len(new), items["num_events"].type))
+    for number, field in enumerate(new.schema):
+        if field.name in items.column_names and field.type != items.schema.field(field.name).type:
+            new = new.set_column(
+                number, field.name, _as_type(new[field.name], items.schema.field(field.name).type, field.name)
+            )
+    return pa.concat_tables([items, new], promote_options="permissive")
+
+
+def _as_type(column: pa.ChunkedArray, type_: pa.DataType, name: str) -> pa.ChunkedArray:
+    """A column of new items in the type that the catalogue has; text between bars where that has lists."""
+    try:
+        if is_list(type_) and not is_list(column.type):
+            values = [None if value is None else values_of(value) for value in column.to_pylist()]
+            return pa.chunked_array([pa.array(values, pa.list_(pa.string())).cast(type_)])
+        return column.cast(type_)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"Column `{name}` of the new items holds {column.type}, and that of the catalogue {type_}: {why}."
+        ) from None
 
 
 def _with_catalogue(sample: PreparedData, kept: Sequence[int], vocabulary: Vocabulary) -> PreparedData:

@@ -97,7 +97,8 @@ def check(folder: str | os.PathLike) -> CheckReport:
         raise ValueError(f"`{folder}` cannot be loaded: {str(error).splitlines()[0]}") from None
     gc.collect()  # what loading left goes before the first request makes more
     signatures = loaded.signatures
-    replayed, answer, sample = 0, [], {}
+    replayed, answer = 0, []
+    sample: dict[str, Any] = {}
     for signature, inputs in _warmup_requests(folder / WARMUP):
         if signature not in signatures:
             raise ValueError(f"`{folder / WARMUP}` asks for the signature `{signature}`, which the export lacks.")

@@ -161,7 +161,7 @@ def _write(
     signatures = serving.signatures
     tf.saved_model.save(serving, folder, signatures=signatures, options=options)
     (folder / WARMUP).parent.mkdir()
-    pyarrow.parquet.write_table(pa.table(run.items), folder / "assets.extra" / ITEMS)
+    pyarrow.parquet.write_table(run.items, folder / "assets.extra" / ITEMS)
     if add_items is not None:
         pyarrow.parquet.write_table(add_items, folder / "assets.extra" / ADDED)
     write_warmup(folder / WARMUP, run, k, filters, repeats)

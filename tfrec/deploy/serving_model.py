@@ -144,10 +144,10 @@ class ServingModel(tf.Module):
         return self._recommend_within(history, others, repeats="exclude")
 
     def _recommend_within(self, history, others, **how):
-        *others, exclude, k = others
+        *further, exclude, k = others
         k = tf.minimum(k, self.max_k)  # not refused: a batch holds requests of others
         width = tf.reduce_max(tf.concat([k, [0]], 0))
-        given = (self._indexes(history), self._encode(others), self._indexes(exclude))
+        given = (self._indexes(history), self._encode(further), self._indexes(exclude))
         return self._named(*self.answers.rank(*given, k, width, **how))
 
     def _recommend_filtered(self, history, *others):
@@ -158,8 +158,8 @@ class ServingModel(tf.Module):
         return self._named(*self.answers.similar(self._indexes(item_ids), tf.minimum(k, self.max_k)))
 
     def _score(self, history, *others):
-        *others, candidates = others
-        asked = (self._indexes(history), self._encode(others), self._indexes(candidates))
+        *further, candidates = others
+        asked = (self._indexes(history), self._encode(further), self._indexes(candidates))
         scores, predicted = self.answers.score(*asked)
         if self._task is None:
             return {"scores": scores}

@@ -109,10 +109,11 @@ class Answers(tf.Module):
                 check = tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
                 with tf.control_dependencies([] if check is None else [check]):
                     values = tf.identity(values)
-            if put.feature is None:  # LiteRT does not divide int64
+            if put.feature is not None:
+                for use in put.uses:
+                    given[use][put.feature.name] = values
+            else:  # LiteRT does not divide int64
                 given[put.name] = values if self._for_edge else to_seconds(values)
-            for use in put.uses:
-                given[use][put.feature.name] = values
         inputs = prepare_inputs(history, model.sequence_tower.max_length, **given)
         vectors, item = None, tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)
         if self._is_shared:
@@ -253,7 +254,7 @@ class Answers(tf.Module):
             `(items, scores)`: int32 item indexes and float32 arrays, shape `(histories, min(k, num_items))`.
         """
         rows = max(1, SCORES_BYTES // (4 * self.index.num_items))
-        given = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
+        given: dict[str, Any] = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
         parts = []
         for history, others in self._requests(histories, given, rows):
             wanted = [

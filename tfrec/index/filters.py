@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from tfrec.data.vocabulary import id_text
@@ -147,17 +148,19 @@ class _Values(tf.Module):
         return [tf.reshape(has_some, tf.shape(items)) for has_some in found]
 
 
-def build_filter(names: Sequence[str], items: Mapping[str, Sequence[Any]]) -> ItemFilter | None:
-    """The filter by some columns of `items.parquet`; None for no column.
+def build_filter(names: Sequence[str], items: pa.Table) -> ItemFilter | None:
+    """The filter by some columns of the properties of items; None for no column.
 
     Raises:
         ValueError: the items have no such column, or a name has an equals sign.
     """
     for name in names:
-        if name not in items:
-            raise ValueError(f"The items have no attribute `{name}` to filter by. There are: {', '.join(items)}.")
+        if name not in items.column_names:
+            raise ValueError(
+                f"The items have no attribute `{name}` to filter by. There are: {', '.join(items.column_names)}."
+            )
         if "=" in name:
             raise ValueError(
                 f"`{name}` has an equals sign, which ends the name of an attribute in a request: rename it."
             )
-    return ItemFilter({name: items[name] for name in names}) if names else None
+    return ItemFilter({name: items[name].to_pylist() for name in names}) if names else None

@@ -32,6 +32,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 
 from tfrec.data.cold_items import ColdItems
@@ -151,7 +152,7 @@ class Run:
         config: `Config`, the settings without open fields; None for a model that was fitted by hand.
         model: `TwoTower` with the best weights.
         vocabulary: `Vocabulary`, the catalogue.
-        items: dict, columns of item properties by name: `item_id`, `num_events`, perhaps `title` and others.
+        items: PyArrow table, the properties of the items in index order: `item_id`, `num_events`, perhaps `title` and others.
         features: dict, lists of `Feature` by whose they are, as of `PreparedData`.
         sample: `PreparedData`, the newest events of up to 1,000 users, for use with `LeaveLastOut`.
         length_quantiles: dict, `min`, `25%`, `50%`, `75%`, `95%` and `max` of the number of events of a user.
@@ -164,7 +165,7 @@ class Run:
     config: Config | None
     model: TwoTower
     vocabulary: Vocabulary
-    items: dict[str, list]
+    items: pa.Table
     features: dict[str, list[Feature]]
     sample: PreparedData
     length_quantiles: dict[str, int]
@@ -197,7 +198,7 @@ class Run:
             quantiles = settings.length_quantiles
             sample = load_sample(folder / SAMPLE, vocabulary, features)
         model.load_weights(folder / WEIGHTS)
-        items = pyarrow.parquet.read_table(folder / ITEMS).to_pydict()
+        items = pyarrow.parquet.read_table(folder / ITEMS)
         metrics, history = _read_json(folder / METRICS), _read_history(folder)
         return cls(folder, config, model, vocabulary, items, features, sample, quantiles, metrics, history, settings)
 
