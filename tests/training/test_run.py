@@ -38,6 +38,8 @@ def test_the_run_folder_holds_what_it_should(written, small_config, data):
         "model.weights.h5",
         "vocabulary.json",
         "items.parquet",
+        "features.json",
+        "features.npz",
         "sample.npz",
         "history.csv",
         "metrics.json",
@@ -45,7 +47,7 @@ def test_the_run_folder_holds_what_it_should(written, small_config, data):
         "checkpoint.npz",
     }
     about = json.loads((written / "run.json").read_text())
-    assert about["format_version"] == 2
+    assert about["format_version"] == 3
     assert about["tfrec_version"] == tfrec.__version__
     assert about["fingerprint"] == data.fingerprint
     assert about["length_quantiles"] == data.length_quantiles
@@ -210,8 +212,8 @@ def test_a_run_of_format_1_is_read_and_resumed(tmp_path):
 def test_a_run_of_a_newer_format_is_refused(written, tmp_path):
     shutil.copytree(written, tmp_path / "run")
     about = json.loads((written / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"format_version": 3, "tfrec_version": "9.9"}))
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"format_version": 4, "tfrec_version": "9.9"}))
     with pytest.raises(
-        NewerFormatError, match="was written by tfrec 9.9 in format 3; this tfrec reads up to 2. Upgrade tfrec."
+        NewerFormatError, match="was written by tfrec 9.9 in format 4; this tfrec reads up to 3. Upgrade tfrec."
     ):
         Run.open(tmp_path / "run")

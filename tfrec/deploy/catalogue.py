@@ -182,9 +182,9 @@ def export_embeddings(run: Run | str | os.PathLike, out: str | os.PathLike) -> i
     if out.suffix != ".parquet":
         raise ValueError(f"`{out}` must end in .parquet.")
     vectors = np.asarray(as_table(run.model).item_tower.catalogue())
-    others = {name: values for name, values in run.items.items() if name != "item_id"}
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    table = pa.table({"item_id": run.vocabulary.item_ids, VECTOR: flat, **others})
+    others = run.items.drop_columns([VECTOR]) if VECTOR in run.items.column_names else run.items
+    table = others.add_column(1, VECTOR, flat)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, lambda path: pyarrow.parquet.write_table(table, path))
     return len(vectors)
