@@ -107,3 +107,18 @@ def test_a_wrong_value_of_a_new_item_names_its_row(run):
     broken = NEW.set_column(2, "genres", pa.array([{"a": 1}] * 3))
     with pytest.raises(ValueError, match="Column `genres`"):
         change_catalogue(run, broken)
+
+
+def test_columns_of_new_items_take_the_types_of_the_catalogue(run):
+    """A CSV file has text where the catalogue has lists and numbers."""
+    text = pa.table({"item_id": ["c"], "title": ["Interest 3, number 7"], "genres": ["interest 3|interest 4"]})
+    lists = pa.table({"item_id": ["c"], "title": ["Interest 3, number 7"], "genres": [["interest 3", "interest 4"]]})
+    by_text, by_lists = (change_catalogue(run, rows) for rows in (text, lists))
+    assert by_text.items["genres"].to_pylist()[-1] == ["interest 3", "interest 4"]
+    vectors = [np.array(changed.model.item_tower.catalogue())[-1] for changed in (by_text, by_lists)]
+    np.testing.assert_array_equal(*vectors)
+    wrong = lists.append_column("num_events", pa.array(["many"]))
+    with pytest.raises(
+        ValueError, match="Column `num_events` of the new items holds string, and that of the catalogue int64"
+    ):
+        change_catalogue(run, wrong)
