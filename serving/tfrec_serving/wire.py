@@ -126,7 +126,10 @@ def from_json(name: str, value: Any) -> np.ndarray:
     JSON has no infinity: our server sends the finite float32 furthest from 0 instead, and null for NaN. TensorFlow Serving sends
     `-Infinity` and `NaN`, which `json.loads` takes.
     """
-    if name == "item_ids":
+    first = value
+    while isinstance(first, list) and first:
+        first = first[0]
+    if name == "item_ids" or isinstance(first, str):
         return text_array(value)
     array = np.array(value, np.float32)
     array[array == FURTHEST] = np.inf
