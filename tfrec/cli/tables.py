@@ -62,19 +62,15 @@ def print_task(result: dict[str, Any]) -> None:
 
 def print_cold(result: dict[str, Any]) -> None:
     """The table of new items of `tfrec evaluate`."""
-    table = Table(
-        title=f"{result['num_cold_items']:,} new items, ranked with all others: {result['num_warm']:,} targets are known items "
-        f"(warm), {result['num_cold']:,} are new (cold)",
-        title_justify="left",
-    )
-    table.add_column("")
-    metrics = ("hr@10", "ndcg@10")
-    for group in ("warm", "cold", "all"):
-        for metric in metrics:
-            table.add_column(f"{group} {metric.upper()}", justify="right")
+    table = Table(title=f"{result['num_cold_items']:,} new items, ranked with all others", title_justify="left")
+    table.add_column("HR@10 / NDCG@10")
+    groups = {"warm": "known items", "cold": "new items", "all": "both"}
+    number = {"warm": result["num_warm"], "cold": result["num_cold"], "all": result["num_warm"] + result["num_cold"]}
+    for group, title in groups.items():
+        table.add_column(f"{title}\n{number[group]:,} targets", justify="right")
     for name, figures in result.items():
         if isinstance(figures, dict):
-            row = (f"{figures[group][metric]:.4f}" for group in ("warm", "cold", "all") for metric in metrics)
+            row = (f"{figures[group]['hr@10']:.4f} / {figures[group]['ndcg@10']:.4f}" for group in groups)
             table.add_row(name, *row, style="bold" if name == "model" else "")
     out.print(table)
 
