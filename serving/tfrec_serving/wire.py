@@ -129,7 +129,7 @@ def from_json(name: str, value: Any) -> np.ndarray:
     first = value
     while isinstance(first, list) and first:
         first = first[0]
-    if name == "item_ids" or isinstance(first, str):
+    if name == "item_ids" or (name != "scores" and isinstance(first, str)):
         return text_array(value)
     array = np.array(value, np.float32)
     array[array == FURTHEST] = np.inf

@@ -66,7 +66,7 @@ def test_a_wrong_config_is_refused_where_it_is_made(values, message):
 def test_every_field_has_a_rule_or_any_value_fits():
     """A field of numbers or of text that no table names would take nonsense without a word."""
     free = {f.name for f in dataclasses.fields(Config) if str(f.type).partition(" | ")[0] == "bool"}
-    free |= {"targets", "weights"}  # rules over the columns of the data, checked with it
+    free |= {"targets", "weights", "task"}  # rules over the columns of the data, checked with it
     assert {*CHOICES, *ABOVE_0, *FROM_0, *FROM_0_BELOW_1, *FROM_0_TO_1, *free} == NAMES
 
 

@@ -124,7 +124,8 @@ class ItemTower(AbstractItemTower):
         """
         x = rows
         if self.content is not None:
-            x = self.content(features) + (self.id_dropout(x, training=training) if training else x)
+            x = self.id_dropout(x, training=training) if training else ops.convert_to_tensor(x)
+            x = ops.cast(self.content(features), x.dtype) + x
         h = x
         for layer in self.mlp:
             h = layer(h)
