@@ -58,6 +58,8 @@ FORMAT = 3
 ABOUT, CONFIG, MODEL, WEIGHTS, SAMPLE = "run.json", "config.json", "model.json", "model.weights.h5", "sample.npz"
 HISTORY, METRICS, CHECKPOINT = "history.csv", "metrics.json", "checkpoint.npz"
 SAMPLE_USERS = 1000
+IDS_ALONE = {"item_features": "none", "id_dropout_rate": 0.0}
+"""What a config means that is older than features."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ def read_settings(folder: str | os.PathLike) -> RunSettings:
     version = check_format(folder, about, FORMAT)
     if version == 1:
         data_path = values.pop("data")
-        return RunSettings(folder, version, Config.from_dict({"item_features": "none"} | values), data_path)
+        return RunSettings(folder, version, Config.from_dict(IDS_ALONE | values), data_path)
     if version == 2 and values:
-        values = {"item_features": "none"} | values
+        values = IDS_ALONE | values
     config = Config.from_dict(values) if values else None
     known = {name: about[name] for name in ("fingerprint", "length_quantiles", "own")}
     return RunSettings(folder, version, config, about["data"], **known)
