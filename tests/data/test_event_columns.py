@@ -25,7 +25,7 @@ ROWS = [
     ("u", "b", 1_700_000_003, "buy", 2.0, False),  # after the next row in time
     ("u", "c", 1_700_000_002, "view", 0.25, True),
     ("v", "a", 1_700_000_001, None, 4.0, None),
-    ("u", "c", 1_700_000_002, "buy", 9.0, True),  # a duplicate
+    ("u", "c", 1_700_000_002, "view", 0.25, True),  # a duplicate
 ]
 NAMES = ["user", "item", "time", "event_type", "price", "is_app"]
 OPTIONS = {"event_features": {"event_type": "category", "price": "number"}, "context": ["is_app", "event_type"]}
@@ -101,7 +101,7 @@ def test_a_folder_keeps_the_columns_in_files_of_numbers(tmp_path):
 def test_rare_users_and_items_take_their_columns_along(tmp_path):
     for out in (None, tmp_path / "out"):
         data = prepare(table(), out, **OPTIONS, min_user_events=3)
-        assert texts(data, "event_type") == ["view", "view", "unknown"]  # a value of one event is not known
+        assert texts(data, "event_type") == ["view", "view", "buy"]
         np.testing.assert_array_equal(data.event_columns["price"], np.float32([1.5, 0.25, 2.0]))
         data = prepare(table(), out and tmp_path / "others", **OPTIONS, min_item_events=2)
         assert data.vocabulary.decode(data.item_index) == ["a", "b", "b", "a"]
@@ -110,7 +110,60 @@ def test_rare_users_and_items_take_their_columns_along(tmp_path):
 
 def test_duplicates_that_are_kept_keep_their_columns():
     data = prepare(table(), **OPTIONS, duplicates="keep")
-    np.testing.assert_array_equal(data.event_columns["price"], np.float32([1.5, 0.25, 9.0, 2.0, np.nan, 4.0]))
+    np.testing.assert_array_equal(data.event_columns["price"], np.float32([1.5, 0.25, 0.25, 2.0, np.nan, 4.0]))
+
+
+def test_events_that_differ_in_a_named_column_are_no_duplicates():
+    log = pa.table(
+        {"user": ["u"] * 4, "item": list("abbb"), "time": [1, 2, 2, 2], "what": ["view", "view", "buy", "view"]}
+    )
+    data = prepare(log, event_features=["what"])
+    assert texts(data, "what") == ["view", "view", "buy"]
+    assert (data.manifest["num_duplicates"], prepare(log).manifest["num_duplicates"]) == (1, 2)
+
+
+def test_a_rare_value_is_known_unless_there_are_many_values():
+    log = pa.table({"user": ["u"] * 80, "item": list("ab") * 40, "shop": [str(n) for n in [*range(30), *[99] * 50]]})
+    assert len(prepare(log, context={"shop": "category"}).features["context"][0].values) == 31
+    log = pa.table({"user": ["u"] * 80, "item": list("ab") * 40, "shop": [str(n) for n in [*range(33), *[99] * 47]]})
+    assert prepare(log, context={"shop": "category"}).features["context"][0].values == ("99",)
+
+
+def test_few_broken_numbers_are_refused_and_many_make_a_category():
+    price = [str(n / 8) for n in range(199)] + ["12,9x"]
+    log = pa.table({"user": ["u", "v"] * 100, "item": list("abcd") * 50, "price": price})
+    data = prepare(log, event_features=["price"])
+    assert data.features["events"][0].kind == "number"
+    assert data.refused.select(["line", "reason"]).to_pylist() == [{"line": 200, "reason": "price is no number: 12,9x"}]
+    assert data.manifest["num_rows"] == 200 == data.num_events + data.manifest["num_refused"]
+    with pytest.raises(ValueError, match="1 of 200 rows were refused, more than --max-refused 0 allows"):
+        prepare(log, event_features=["price"], max_refused=0)
+    log = log.set_column(2, "price", pa.array([*price[:195], "x", "y", "z", *price[198:]]))
+    told = prepare(log, event_features=["price"]).manifest["event_features"]["price"]
+    assert (told["kind"], told["reason"]) == ("category", "values; 'x' is no number")
+    stars = [str(n % 5) for n in range(199)] + ["none yet"]  # a category all the same: nothing is refused
+    data = prepare(log.set_column(2, "stars", pa.array(stars)), event_features=["stars"])
+    assert set(data.features["events"][0].values) == {*"01234", "none yet"}
+    assert not len(data.refused)
+
+
+def test_whole_numbers_are_one_value_with_and_without_a_point(tmp_path):
+    stars = ["4", "4.0", "4.00", "5", "5.0", ""]
+    log = {
+        "user": list("uuuvvv"),
+        "item": list("abcabc"),
+        "stars": stars,
+        "version": ["1.0", "1.1", "1", "1.0", "1.1", "1"],
+    }
+    path = tmp_path / "log.csv"
+    pd.DataFrame(log).to_csv(path, index=False)
+    data = prepare(path, event_features={"stars": "category", "version": "category"})
+    assert texts(data, "stars") == ["4", "4", "4", "5", "5", None]
+    assert texts(data, "version") == log["version"]  # not whole: text
+    frame = pd.DataFrame(log | {"stars": pd.to_numeric(pd.Series(stars))})  # NaN makes floats of them
+    assert texts(prepare(frame, event_features={"stars": "category"}), "stars") == ["4", "4", "4", "5", "5", None]
+    same = pa.table({"user": ["u"] * 2, "item": ["a"] * 2, "time": [1, 1], "stars": ["4", "4.0"]})
+    assert prepare(same, event_features={"stars": "category"}).manifest["num_duplicates"] == 1
 
 
 def test_new_items_take_their_columns_out():
@@ -180,7 +233,7 @@ def test_a_session_has_one_value_or_one_for_each_item():
     data = prepare(log, event_features=["price"], context=["device"], max_refused=0.5)
     assert data.event_columns["price"].tolist() == [1.5, 2.5, 3.5]
     assert data.refused["reason"].to_pylist() == ["2 items, but 1 values of the price column"]
-    assert texts(data, "device") == ["app", "app", "unknown"]
+    assert texts(data, "device") == ["app", "app", "web"]
 
 
 def test_kinds_are_told_from_the_values():
@@ -207,7 +260,7 @@ def test_kinds_are_told_from_the_values():
         "shop_id": ("category", "values"),
         "zip": ("category", "values"),
         "nothing": ("category", "no row has a value"),
-        "nearly": ("category", "values; 'soon' is no number"),
+        "nearly": ("number", "numbers"),
     }
     data = prepare(log, event_features={"stars": "number"}, context={"minutes": "category"})
     assert data.features["events"][0].mean == pytest.approx(3)
@@ -218,8 +271,8 @@ def test_kinds_are_told_from_the_values():
 def test_the_most_frequent_value_comes_first_and_large_numbers_stay_finite():
     log = pa.table({"user": ["u"] * 6, "item": list("abcdef"), "x": list("zyyzyx"), "n": ["1e999", "-1e99", *"1234"]})
     data = prepare(log, event_features={"x": "category", "n": "number"})
-    assert data.features["events"][0].values == ("y", "z")
-    assert data.event_columns["x"].tolist() == [3, 2, 2, 3, 2, 1]
+    assert data.features["events"][0].values == ("y", "z", "x")
+    assert data.event_columns["x"].tolist() == [3, 2, 2, 3, 2, 4]
     assert np.isfinite(data.event_columns["n"]).all()
 
 
@@ -308,7 +361,7 @@ def test_users_with_properties():
         {"user_id": "3", "country": None, "age": None},
     ]
     assert [feature.name for feature in data.features["users"]] == ["country", "age"]
-    assert data.user_columns["country"].tolist() == [1, 1, 0]  # each value stands in one row
+    assert data.user_columns["country"].tolist() == [3, 2, 0]
     np.testing.assert_array_equal(data.user_columns["age"], np.float32([np.nan, 31.5, np.nan]))
     counts = {"num_users_without_properties": 1, "num_repeated_users": 1, "num_users_without_events": 1}
     assert counts.items() <= data.manifest.items()
@@ -321,6 +374,7 @@ def test_users_with_properties():
     assert told["born"]["reason"] == "left out: date, and a property of users is category or number"
     assert told["email"]["reason"] == "left out: its name says personal data"
     assert list(data.describe()["user features"]) == ["country", "age", "born", "email"]
+    assert data.users.column_names == ["user_id", "country", "age"]  # what is left out is not stored
     wrong = dataclasses.replace(data, features={"users": [Feature("born", "date")]})
     with pytest.raises(ValueError, match="Column 'born' of users is date: a property of users is category or number"):
         wrong.user_columns  # noqa: B018
@@ -377,6 +431,8 @@ def test_rows_read_are_accepted_refused_or_dropped(tmp_path):
             "copy": [f"v{n}" for n in range(number)],
         }
     )
+    log = pa.concat_tables([log, log.slice(0, 100)])
+    number += 100
     options = {"event_features": {"price": "number"}, "context": {"copy": "category"}, "max_refused": 1}
     data = prepare(log, tmp_path / "out", **options, duplicates="drop", min_item_events=40, min_user_events=5)
     manifest = data.manifest

@@ -35,14 +35,14 @@ def data() -> PreparedData:
     [
         (["type=buy"], [1, 6]),
         (["type = buy, cart"], [1, 3, 5, 6]),
-        (["type!=view"], [1, 3, 5, 6, 7]),  # a missing value is no target, a rare one is not view
+        (["type!=view"], [1, 3, 5, 6, 7]),  # a missing value is no target
         (["price>=4"], [3, 5, 6, 7]),
         (["price>4"], [5, 6, 7]),
         (["price<2.5"], [0, 4]),
         (["price<=2.5"], [0, 1, 4]),
         (["price=0.1,7"], [4, 6]),
         (["price!=1,2.5"], [3, 4, 5, 6, 7]),
-        (["stars>=3"], [0, 1, 2, 3]),  # a category of numbers; 9 is rare, so unknown
+        (["stars>=3"], [0, 1, 2, 3, 7]),  # a category of numbers
         (["stars=5"], [1, 3]),
         (["a=b=y"], [2, 3, 6, 7]),  # a name with a sign
         (["type=buy,cart", "price>=4"], [3, 5, 6]),
@@ -56,8 +56,7 @@ def test_rules_hold_for_these_events(data, rules, expected):
     ("rule", "message"),
     [
         ("tpye=buy", "--target 'tpye=buy': the data has no column 'tpye' of events. Did you mean 'type'. Its columns: type, price"),
-        ("type=bye", "--target 'type=bye': column 'type' has no value 'bye'. Did you mean 'buy'. Its values: buy, cart, view."),
-        ("type=once", "column 'type' has no value 'once'..* A value of a single event is not known"),
+        ("type=bye", "--target 'type=bye': column 'type' has no value 'bye'. Did you mean 'buy'. Its values: buy, cart, view, o"),
         ("type>=3", "--target 'type>=3': column 'type' is a category with values such as 'buy', and no column of numbers"),
         ("price>=dear", "--target 'price>=dear': 'dear' is no number"),
         ("price>=1,2", "--target 'price>=1,2': >= takes one number. Received: '1,2'"),
@@ -70,9 +69,31 @@ def test_wrong_targets_are_told(data, rule, message):
         is_target(data, [rule])
 
 
+def test_a_rare_value_of_many_is_unknown():
+    log = pa.table(
+        {"user": ["u"] * 42, "item": [f"i{n}" for n in range(42)], "x": [*(f"v{n}" for n in range(40)), "a", "a"]}
+    )
+    data = prepare(log, event_features=["x"])
+    assert np.flatnonzero(is_target(data, ["x!=a"])).tolist() == list(range(40))
+    with pytest.raises(ValueError, match="column 'x' has no value 'v7'.* A value of a single event is not known"):
+        is_target(data, ["x=v7"])
+
+
+def test_a_window_without_a_target_is_left_out():
+    is_bought = [False] * 6 + [True] * 2 + [False] * 8 + [True] * 4
+    log = pa.table({"user": ["u"] * 20, "item": [f"i{n}" for n in range(20)], "bought": is_bought})
+    split = LeaveLastOut(prepare(log, event_features=["bought"]), targets=["bought=true"])
+    options = {"max_length": 4, "batch_positions": 4, "seed": 0, "windows": True}
+    found = sorted(inputs["history"][0, -1] - 2 for inputs, _, _ in PackedBatches.for_training(split, **options))
+    plain = sorted(
+        inputs["history"][0, -1] - 2 for inputs, _ in PackedBatches.for_training(LeaveLastOut(split.data), **options)
+    )
+    assert (found, plain) == ([8, 16], [0, 4, 8, 12, 16])
+
+
 def test_weights_are_numbers_or_those_of_values(data):
     np.testing.assert_array_equal(event_weights(data, ["price"]), np.float32([1, 2.5, 1, 4, 0.1, 6, 7, 8]))
-    np.testing.assert_array_equal(event_weights(data, ["stars"]), [3, 5, 3, 5, 1, 1, 1, 1])
+    np.testing.assert_array_equal(event_weights(data, ["stars"]), [3, 5, 3, 5, 1, 1, 1, 9])
     by_type = event_weights(data, ["type:buy=3, view=0"])
     np.testing.assert_array_equal(by_type, [0, 3, 0, 1, 1, 1, 3, 1])
     both = event_weights(data, ["price", "type:buy=3,view=0"])

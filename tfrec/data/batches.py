@@ -270,12 +270,17 @@ class PackedBatches:
         number = -(-number // max_length) if windows else np.minimum(number, 1)
         user = np.repeat(np.arange(len(number)), number)
         back = np.arange(len(user)) - np.repeat(np.cumsum(number) - number, number)  # windows from the newest
+        starts, ends, weight = starts[user], ends[user] - max_length * back, split.weights(weights)
+        if weight is not None:  # nothing is learned from a window without a target
+            before = np.insert(np.cumsum(weight > 0, dtype=np.int32), 0, 0)
+            counts = before[ends + 1] > before[np.maximum(starts, ends - max_length) + 1]
+            starts, ends, user = starts[counts], ends[counts], user[counts]
         return cls(
             split.data.item_index,
-            starts[user],
-            ends[user] - max_length * back,
+            starts,
+            ends,
             **(split.data.model_inputs(user) if has_features else {}),
-            weight=split.weights(weights),
+            weight=weight,
             task=None if task is None else split.data.event_columns[task],
             max_length=max_length,
             batch_positions=batch_positions,

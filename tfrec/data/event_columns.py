@@ -17,14 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfrec.data.arrays import ArrayWriter, pieces
-from tfrec.data.features import MAX_VALUES, MIN_ROWS, Feature, fit_number
+from tfrec.data.events import Events
+from tfrec.data.features import MAX_VALUES, Feature, fit_number, least_rows
 from tfrec.data.kinds import FEW, ID_NAMES, NONE, TOLD, YEARS, fit_table, meant, plain_name
 from tfrec.data.raw_columns import LARGEST
-from tfrec.data.rows import NUMBER, without_point
+from tfrec.data.rows import NUMBER, REFUSED
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX
 
 EVENT_KINDS = ("category", "number")
 """The kinds of columns of events, and of properties of users."""
+BROKEN = 0.01
+"""Share of the values of a column of numbers up to which others are errors, and their rows refused."""
 RESERVED = (
     *("history", "exclude", "k", "allow", "deny", "candidates", "item_ids", "timestamps", "request_time"),
     "request_",
@@ -135,6 +138,38 @@ def encode_events(
     return arrays, features, report
 
 
+def settle_values(events: Events, columns: Sequence[EventColumn]) -> pa.Table:
+    """Refuse the few values that are no numbers in columns of numbers, and make one value of `4` and `4.0` in whole numbers.
+
+    Args:
+        events: `Events`, all of them.
+        columns: what was named.
+    Returns:
+        The refused rows.
+    """
+    refused = [REFUSED.empty_table()]
+    for name, kind in ((column.name, column.kind) for column in columns):
+        values, counts = events.values[name], events.count(name)
+        is_wrong = (counts > 0) & ~_matches(values, f"^({NUMBER})$")
+        if kind == TOLD and 0 < counts[is_wrong].sum() <= BROKEN * counts.sum():
+            is_right = (counts > 0) & ~is_wrong
+            if _tell(name, values.filter(pa.array(is_right)), counts[is_right])[0] == "number":
+                refused.append(events.refuse(name, is_wrong, f"{name} is no number"))
+                counts[is_wrong] = 0
+        used = values.filter(pa.array(counts > 0))
+        if (
+            kind != "number"
+            and _matches(used, r"\.0+$").any()
+            and _matches(used, r"^[+-]?(0|[1-9][0-9]*)(\.0+)?$").all()
+        ):
+            events.rewrite(name, pc.replace_substring_regex(values, r"\.0+$", ""))
+    return pa.concat_tables(refused)
+
+
+def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
+    return pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
+
+
 def fit_users(
     users: pa.Table, named: Mapping[str, str] | None, others: Iterable[str], without: Collection[str]
 ) -> tuple[list[Feature], dict[str, dict[str, Any]]]:
@@ -169,7 +204,7 @@ def _learn(column: EventColumn, values: pa.Array, counts: np.ndarray) -> tuple[F
     `counts` are the events of each value, those without a value first.
     """
     is_used = counts[1:] > 0
-    texts = without_point(values).fill_null("")
+    texts = values.fill_null("")
     used = texts.filter(pa.array(is_used))
     kind, reason = (column.kind, "named") if column.kind != TOLD else _tell(column.name, used, counts[1:][is_used])
     entry: dict[str, Any] = {"kind": kind}
@@ -182,7 +217,7 @@ def _learn(column: EventColumn, values: pa.Array, counts: np.ndarray) -> tuple[F
         found = numbers.astype(np.float32)
     else:
         table = pa.table({"text": used, "count": counts[1:][is_used]})
-        order = table.filter(pc.greater_equal(table["count"], MIN_ROWS)).sort_by(
+        order = table.filter(pc.greater_equal(table["count"], least_rows(len(used)))).sort_by(
             [("count", "descending"), ("text", "ascending")]
         )
         names = order["text"].slice(0, MAX_VALUES).combine_chunks()
@@ -198,7 +233,7 @@ def _tell(name: str, used: pa.Array, counts: np.ndarray) -> tuple[str, str]:
     """The kind of a column of events, told from its distinct values, and why."""
     if not len(used):
         return "category", "no row has a value"
-    is_number = pc.match_substring_regex(used, f"^({NUMBER})$").to_numpy(zero_copy_only=False)
+    is_number = _matches(used, f"^({NUMBER})$")
     has_zeros = pc.any(pc.match_substring_regex(used, "^[+-]?0[0-9]")).as_py()
     if not is_number.all() or has_zeros:
         is_nearly = counts[is_number].sum() > 0.9 * counts.sum() and not has_zeros

@@ -128,11 +128,45 @@ class Events:
             if any(is_of_floats for (_, r), is_of_floats in self._pointed.items() if r == role):
                 ids = self.ids[role]
                 is_number = pc.match_substring_regex(ids, r"^-?[0-9]+\.0$")
-                encoded = pc.if_else(is_number, pc.replace_substring_regex(ids, r"\.0$", ""), ids).dictionary_encode()
-                self.ids[role] = encoded.dictionary
-                self.con.register("renumbered", pa.table({"old": np.arange(len(ids)), "new": encoded.indices}))
-                self.con.execute(f"UPDATE events SET {column} = r.new FROM renumbered r WHERE r.old = events.{column}")
-                self.con.unregister("renumbered")
+                self.ids[role] = self._renumber(
+                    column, pc.if_else(is_number, pc.replace_substring_regex(ids, r"\.0$", ""), ids)
+                )
+
+    def _renumber(self, column: str, texts: pa.Array) -> pa.Array:
+        """Give a column's values the numbers of new texts, of which some may be equal; return the distinct ones."""
+        encoded = texts.dictionary_encode()
+        self.con.register("renumbered", pa.table({"old": np.arange(len(texts)), "new": encoded.indices}))
+        self.con.execute(f"UPDATE events SET {column} = r.new FROM renumbered r WHERE r.old = events.{column}")
+        self.con.unregister("renumbered")
+        return encoded.dictionary
+
+    def count(self, name: str) -> np.ndarray:
+        """int64, shape `(values,)`: the events of each value of a column."""
+        counts = np.zeros(len(self.values[name]), np.int64)
+        column = f"c{self.columns.index(name)}"
+        found = self.con.execute(
+            f"SELECT {column} AS c, count(*) AS n FROM events WHERE {column} >= 0 GROUP BY 1"
+        ).fetchnumpy()
+        counts[found["c"]] = found["n"]
+        return counts
+
+    def refuse(self, name: str, is_wrong: np.ndarray, reason: str) -> pa.Table:
+        """Delete the events of some values of a column; return them as refused rows."""
+        column, wrong = f"c{self.columns.index(name)}", np.flatnonzero(is_wrong)
+        reasons = [f"{reason}: {value[:40]}" for value in self.values[name].take(pa.array(wrong)).to_pylist()]
+        self.con.register("wrong", pa.table({"code": wrong, "reason": pa.array(reasons, pa.string())}))
+        refused = self.con.sql(
+            f"SELECT (place // {PLACES})::INTEGER AS file, place % {PLACES} AS line, reason FROM events, wrong "
+            f"WHERE {column} = code"
+        )
+        table = refused.to_arrow_table().cast(REFUSED)
+        self.con.execute(f"DELETE FROM events WHERE {column} IN (SELECT code FROM wrong)")
+        self.con.unregister("wrong")
+        return table
+
+    def rewrite(self, name: str, texts: pa.Array) -> None:
+        """Write the values of a column otherwise: what becomes the same text becomes one value."""
+        self.values[name] = self._renumber(f"c{self.columns.index(name)}", texts)
 
     def times(self, notes: list[str]) -> tuple[Times, pa.Table]:
         """Choose the unit of the times from all of them; refuse what it makes no time of.
@@ -222,8 +256,11 @@ def _whole() -> str:
     return f'CASE kind WHEN {int(Kind.FRACTION)} THEN "value" // 1000000 ELSE "value" END'
 
 
-def is_duplicate(user: np.ndarray, item: np.ndarray, time: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Bool: whether an earlier row has the same user, item, time and place within a session. Rows are sorted by user and time.
+def is_duplicate(
+    user: np.ndarray, item: np.ndarray, time: np.ndarray, position: np.ndarray, *columns: np.ndarray
+) -> np.ndarray:
+    """Bool: whether an earlier row has the same user, item, time, place within a session and other columns. Rows are sorted by
+    user and time.
 
     >>> is_duplicate(np.array([0, 0, 0, 1]), np.array([5, 6, 5, 5]), np.array([3, 3, 3, 3]), np.zeros(4)).tolist()
     [False, False, True, False]
@@ -233,8 +270,9 @@ def is_duplicate(user: np.ndarray, item: np.ndarray, time: np.ndarray, position:
     tied = np.flatnonzero(np.append(is_tied, False) | np.insert(is_tied, 0, False))
     if len(tied):
         group = np.cumsum(np.insert(~is_tied, 0, True))[tied]
-        order = np.lexsort((position[tied], item[tied], group))  # stable: the earlier row first
-        keys = [values[order] for values in (group, item[tied], position[tied])]
+        keys = [*(column[tied] for column in columns), position[tied], item[tied], group]
+        order = np.lexsort(keys)  # stable: the earlier row first
+        keys = [values[order] for values in keys]
         is_same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
         found[tied[order[1:][is_same]]] = True
     return found

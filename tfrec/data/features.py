@@ -35,8 +35,8 @@ from tfrec.data.text import fit_text
 FEATURES, TABLES = "features.json", "features.npz"
 MAX_VALUES = 10_000
 """Values of a category that get a number of their own: the most frequent. The others are unknown."""
-MIN_ROWS = 2
-"""Rows of the same value that it takes to get a number."""
+SMALL, MIN_ROWS = 32, 2
+"""Of a category of more than `SMALL` values, each needs `MIN_ROWS` rows to get a number."""
 SKEWED = 3.0
 """Skewness above which a number that is never negative is read on a log scale."""
 
@@ -110,7 +110,7 @@ def fit_feature(name: str, kind: str, column: pa.ChunkedArray, separator: str = 
     if kind in ("category", "multi"):
         array = plain_array(column)
         values = values_of(name, array) if kind == "category" else value_lists(name, array, separator)[0]
-        return dataclasses.replace(feature, values=tuple(_frequent(values, MIN_ROWS if kind == "category" else 1)))
+        return dataclasses.replace(feature, values=tuple(_frequent(values, is_multi=kind == "multi")))
     if encoder:  # its width is known from one row
         return dataclasses.replace(feature, width=raw_column(name, kind, column[:1], encoder=encoder).shape[1])
     raw = raw_column(name, kind, column)
@@ -177,9 +177,14 @@ def load_features(folder: str | os.PathLike) -> dict[str, list[Feature]]:
         }
 
 
-def _frequent(values: pa.Array, min_rows: int) -> list[str]:
-    """The distinct values, the most frequent first, then by text."""
+def least_rows(num_values: int) -> int:
+    """The rows of a value that it takes to get a number, in a category of so many values."""
+    return 1 if num_values <= SMALL else MIN_ROWS
+
+
+def _frequent(values: pa.Array, is_multi: bool) -> list[str]:
+    """The distinct values that get a number, the most frequent first, then by text."""
     counts = pa.Table.from_struct_array(values.drop_null().value_counts())
-    counts = counts.filter(pc.greater_equal(counts["counts"], min_rows))
+    counts = counts.filter(pc.greater_equal(counts["counts"], 1 if is_multi else least_rows(len(counts))))
     order = pc.sort_indices(counts, [("counts", "descending"), ("values", "ascending")])
     return counts["values"].take(order[:MAX_VALUES]).to_pylist()

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from tfrec.data.arrays import ArrayWriter, bincount, pieces
 from tfrec.data.database import connect
-from tfrec.data.event_columns import EventColumn, encode_events, event_columns, fit_users
+from tfrec.data.event_columns import EventColumn, encode_events, event_columns, fit_users, settle_values
 from tfrec.data.events import SORT_MEMORY, Events, Times, count_by_user, is_duplicate, rare
 from tfrec.data.items import read_items, read_users
 from tfrec.data.kinds import fit_table, named_kinds
@@ -175,6 +175,7 @@ def prepare(
         numbers = [column.name for column in named if column.kind == "number"]
         refused, num_rows = _read(parts, events, files, reading, numbers)
         try:
+            refused.append(settle_values(events, named))
             times, late = events.times(notes)
             refused.append(late)
             _limit_refused(refused, num_rows, files, max_refused)
@@ -210,6 +211,7 @@ def prepare(
             users_of, counts = _with_properties("user", users_of, of_users, notes)
             known, told = fit_users(users_of, user_features, of_events, NO_FEATURES)
             features |= {"users": known} if known else {}
+            users_of = users_of.select(["user_id", *(feature.name for feature in known)])  # others may be personal data
             manifest |= counts | {"user_features": told}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest |= {"notes": list(dict.fromkeys(notes)), "source": given, "created": now, **(about or {})}
@@ -305,7 +307,7 @@ def _collect(
     twice: list[np.ndarray] = []
     for user, item, time, place, position, *codes in events.by_user(times):
         if times.is_given and duplicates != "keep":
-            is_twice = is_duplicate(user, item, time, position)
+            is_twice = is_duplicate(user, item, time, position, *codes)
             twice.append(place[is_twice])
             user, item, time, *codes = (values[~is_twice] for values in (user, item, time, *codes))
         lengths[user[0] : user[-1] + 1] += np.bincount(user - user[0])

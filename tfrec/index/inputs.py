@@ -154,9 +154,19 @@ class RequestEncoder(tf.Module):
                 flat = [value for row in rows for value in row]
                 dtype = known[name].spec().dtype
                 if dtype == tf.string:
-                    raw = np.array(["" if value is None or value != value else str(value) for value in flat], object)
+                    raw = np.array([_text(value) for value in flat], object)
                 else:
                     raw = np.array(flat, np.float32)  # None becomes NaN
                 values = tf.convert_to_tensor(self.encoder.encode(name, tf.constant(raw, dtype)))
                 encoded[known[name].name] = np.split(values.numpy(), np.cumsum(wanted)[:-1])
         return encoded
+
+
+def _text(value: Any) -> str:
+    """A value of a category as prepared data has it: `4.0` is `"4"`, and no value is `""`."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value) if is_whole else value)
