@@ -3,7 +3,7 @@
     python benchmarks/features.py FOLDER [--items 1000000]
 
 Makes a log in which each item occurs, and items with a category, a list of tags, a price, a vector of 64 and a title; prepares
-them; takes steps with and without the features in turn; then trains an epoch, exports an exact index and adds 1,000 new items.
+them; takes steps with and without the features in turn; makes a run of the model, exports an exact index and adds 1,000 new items.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tfrec.training.resolve import resolve
 
 EVENTS_PER_USER = 50
 NEW_ITEMS = 1_000
-TURNS, STEPS, WARM_UP = 6, 30, 10
+TURNS, STEPS, WARM_UP = 6, 20, 5
 WORDS = np.array(
     [a + b for a in ("ka", "lo", "mi", "ne", "pu", "ra", "so", "ti") for b in ("bel", "dor", "fan", "gil")]
 )
@@ -71,8 +71,8 @@ def make_log(num_items: int) -> pa.Table:
     return pa.table({"user": np.arange(len(item)) // EVENTS_PER_USER, "item": item, "time": np.arange(len(item))})
 
 
-def stepper(data: tfrec.PreparedData, item_features: str) -> Callable[[int], float]:
-    """A function that takes some training steps and returns the median time of one in seconds."""
+def stepper(data: tfrec.PreparedData, item_features: str) -> tuple[tfrec.TwoTower, Callable[[int], float]]:
+    """A model, and a function that takes some training steps and returns the median time of one in seconds."""
     split = LeaveLastOut(data)
     config = resolve(tfrec.Config.from_dict(SETTINGS | {"item_features": item_features}), split)
     model, batches = compile_model(config, split)
@@ -87,11 +87,13 @@ def stepper(data: tfrec.PreparedData, item_features: str) -> Callable[[int], flo
             seconds.append(time.perf_counter() - began)
         return float(np.median(seconds))
 
-    return take
+    return model, take
 
 
-def compare_steps(data: tfrec.PreparedData) -> None:
-    takes = {name: stepper(data, name) for name in ("all", "none")}
+def compare_steps(data: tfrec.PreparedData) -> tfrec.TwoTower:
+    """Print the time of a step with and without features; return the model with them."""
+    (model, with_features), (_, without) = stepper(data, "all"), stepper(data, "none")
+    takes = {"all": with_features, "none": without}
     for take in takes.values():
         take(WARM_UP)
     found = [{name: take(STEPS) for name, take in takes.items()} for _ in itertools.repeat(None, TURNS)]
@@ -102,6 +104,7 @@ def compare_steps(data: tfrec.PreparedData) -> None:
         f"{np.median(ratios):.2f} (turns: {', '.join(f'{ratio:.2f}' for ratio in ratios)})",
         flush=True,
     )
+    return model
 
 
 def main() -> None:
@@ -112,12 +115,14 @@ def main() -> None:
     folder, number = given.folder, given.items
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "run").exists():
-        with timed("preparing"):
+        if not (folder / "data").exists():
             log, items = make_log(number), make_items(0, number)
-            data = tfrec.prepare(log, folder / "data", user="user", item="item", time="time", items=items)
-        compare_steps(data)
-        with timed("training an epoch, its validation included"):
-            tfrec.train(tfrec.Config.from_dict(SETTINGS), data, folder / "run")
+            with timed("preparing"):
+                tfrec.prepare(log, folder / "data", user="user", item="item", time="time", items=items)
+        data = tfrec.PreparedData.open(folder / "data")
+        model = compare_steps(data)
+        with timed("writing the run"):
+            tfrec.Run.from_model(model, data, folder / "run")
     with timed("opening the run"):
         run = tfrec.Run.open(folder / "run")
     with timed("exporting an exact index"):

@@ -256,10 +256,9 @@ def refresh(
 
 def describe_signature(function) -> dict[str, dict[str, list]]:
     """`{"inputs": {name: [dtype, shape]}, "outputs": ...}` of a signature."""
-    concrete = function.get_concrete_function()
     describe = lambda specs: {name: [spec.dtype.name, spec.shape.as_list()] for name, spec in sorted(specs.items())}  # noqa: E731
-    inputs = {spec.name: spec for spec in concrete.structured_input_signature[0] if isinstance(spec, tf.TensorSpec)}
-    return {"inputs": describe(inputs), "outputs": describe(concrete.structured_outputs)}
+    inputs = {spec.name: spec for spec in function.structured_input_signature[0] if isinstance(spec, tf.TensorSpec)}
+    return {"inputs": describe(inputs), "outputs": describe(function.structured_outputs)}
 
 
 def describe_feature(feature: Feature) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,11 @@ ITEM_IDS = _ids(None, name="item_ids")
 K = tf.TensorSpec((None,), tf.int32, "k")
 
 
+def _traced(function: Callable, inputs: Sequence[tf.TensorSpec]) -> Any:
+    """The graph of a function: a `tf.function` is traced again when it is saved."""
+    return tf.function(function, inputs, autograph=False).get_concrete_function()
+
+
 class NewItems(tf.Module):
     """Embeds items that the catalogue lacks by what they are.
 
@@ -56,7 +61,7 @@ class NewItems(tf.Module):
         names = [spec.name for spec in inputs]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"Two item features would be the input {min(twice)!r} of a served model: rename a column.")
-        self.embed = tf.function(self._embed, inputs)
+        self.embed = _traced(self._embed, inputs)
 
     def _embed(self, *columns):
         given = zip(self.encoder.features, columns, strict=True)
@@ -102,17 +107,17 @@ class ServingModel(tf.Module):
 
         self._encode = RequestEncoder(answers.inputs)
         query = [HISTORY, *(put.spec() for put in answers.inputs)]
-        self.serving_default = tf.function(self._serving_default, query)
-        self.recommend = tf.function(self._recommend, [*query, EXCLUDE, K])
+        self.serving_default = _traced(self._serving_default, query)
+        self.recommend = _traced(self._recommend, [*query, EXCLUDE, K])
         if keeps_seen(answers.repeats):
-            self.recommend_new = tf.function(self._recommend_new, [*query, EXCLUDE, K])
+            self.recommend_new = _traced(self._recommend_new, [*query, EXCLUDE, K])
         if answers.filter:
             filtered = [*query, EXCLUDE, K, ALLOW, DENY]
-            self.recommend_filtered = tf.function(self._recommend_filtered, filtered)
-        self.similar_items = tf.function(self._similar_items, [ITEM_IDS, K])
-        self.score = tf.function(self._score, [*query, CANDIDATES])
-        self.embed_history = tf.function(self._embed_history, query)
-        self.embed_items = tf.function(self._embed_items, [ITEM_IDS])
+            self.recommend_filtered = _traced(self._recommend_filtered, filtered)
+        self.similar_items = _traced(self._similar_items, [ITEM_IDS, K])
+        self.score = _traced(self._score, [*query, CANDIDATES])
+        self.embed_history = _traced(self._embed_history, query)
+        self.embed_items = _traced(self._embed_items, [ITEM_IDS])
         self.release = tf.function(self._release, [])
 
     @property
