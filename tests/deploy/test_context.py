@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfrec.cli.main import main
+from tfrec.data.features import input_name, twin_input
 from tfrec.data.preparation import prepare
 from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.check import check
@@ -21,6 +22,7 @@ from tfrec.training.config import Config
 from tfrec.training.fit import train
 from tfrec.training.run import Run
 from tfrec_serving import Client, ServingError
+from tfrec_serving.ids import input_name as client_name
 from tfrec_serving.server import Server
 
 GOLDEN = Path(__file__).parent / "golden" / "signatures_with_features.json"
@@ -156,6 +158,36 @@ def test_the_signatures_are_the_golden_ones(device_export, server):
     assert [f["column"] for f in manifest["context_features"]] == ["event type", "device"]
     age = {"column": "age", "kind": "category", "request_input": "request_age", "values": ["old", "young"]}
     assert manifest["user_features"] == [age]
+
+
+def test_any_column_is_an_input_that_tensorflow_takes(tmp_path):
+    """It renames some, refuses others when a model is saved, and ignores case."""
+    columns = [
+        "event type",
+        "größe",
+        "цена",
+        "цвет",
+        "_id",
+        "2nd",
+        "class",
+        "None",
+        "self",
+        "a.b/c",
+        "",
+        "名前",
+        "Ⅷ",
+        "x²",
+    ]
+    names = [input_name(column) for column in columns]
+    assert names == [client_name(column) for column in columns]
+    assert twin_input(columns) is None
+    module = tf.Module()
+    specs = [tf.TensorSpec((None,), tf.string, name) for name in names]
+    module.join = tf.function(lambda *values: {name: v for name, v in zip(names, values, strict=True)}, specs)
+    tf.saved_model.save(module, tmp_path, signatures={"join": module.join})
+    served = tf.saved_model.load(str(tmp_path)).signatures["join"]
+    given = {name: tf.constant([name]) for name in names}
+    assert {name: value.numpy()[0].decode() for name, value in served(**given).items()} == {n: n for n in names}
 
 
 def test_the_check_shows_a_request(device_export, server):
