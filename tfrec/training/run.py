@@ -58,7 +58,7 @@ FORMAT = 3
 ABOUT, CONFIG, MODEL, WEIGHTS, SAMPLE = "run.json", "config.json", "model.json", "model.weights.h5", "sample.npz"
 HISTORY, METRICS, CHECKPOINT = "history.csv", "metrics.json", "checkpoint.npz"
 SAMPLE_USERS = 1000
-IDS_ALONE = {"item_features": "none", "id_dropout_rate": 0.0}
+IDS_ALONE = {"item_features": "none", "id_dropout_rate": 0.0, "feature_dropout_rate": 0.0}
 """What a config means that is older than features."""
 
 
