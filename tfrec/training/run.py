@@ -347,7 +347,7 @@ class Run:
     def cold_items(self, data: PreparedData | str | os.PathLike | None = None) -> ColdItems:
         """The items that the run was trained without, from the data with them; see `data`."""
         assert self.config is not None
-        cold = ColdItems(self.settings.find_data(data), self.config.cold_items, self.config.seed)
+        cold = ColdItems(self.settings.find_data(data), self.config.cold_items, self.config.seed, self.targets)
         self.settings.check_data(cold.known)
         return cold
 
