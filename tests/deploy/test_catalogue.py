@@ -132,6 +132,8 @@ def test_new_items_that_do_not_fit_are_named(run):
 
     with pytest.raises(ValueError, match=r"(?s)is in the catalogue already"):
         add(item_id=ids[0], similar_to=ids[1])
+    with pytest.raises(ValueError, match="'x' is in the catalogue already, or twice among the new items"):
+        change_catalogue(run, pa.table({"item_id": ["x", "x"], "similar_to": [ids[1]] * 2}))
     with pytest.raises(ValueError, match="New item 'x' has neither `vector` nor `similar_to`"):
         add(item_id="x")
     with pytest.raises(ValueError, match="`similar_to` names 'nobody', which is not in the catalogue"):
@@ -149,6 +151,8 @@ def test_refreshing_an_export_adds_up(run, tmp_path):
     export(run, tmp_path / "export", index="partitioned", k=7, storage="int8", recall=0.95)
     new = lambda *names: pa.table({"item_id": names, "similar_to": [ids[5]] * len(names)})  # noqa: E731
     refresh(tmp_path / "export", add_items=new("a", "b"), remove_items=[ids[0]])
+    with pytest.raises(ValueError, match="Item 'b' is in the catalogue already"):
+        refresh(tmp_path / "export", add_items=new("b"))
     third = refresh(tmp_path / "export", add_items=new("c"), remove_items=["a", ids[1]])
     assert third.name == "3"
     manifest = json.loads((third / MANIFEST).read_text())
