@@ -109,7 +109,7 @@ def input_name(column: str) -> str:
 
 
 def feature_input(column: str, values: Sequence[Any], prefix: str = "") -> tuple[str, np.ndarray]:
-    """The input of a column, and its values as text or float32, whatever they all are; None is missing.
+    """The input of a column, and its values as text or float32, whatever they all are; None is missing, True is `true`.
 
     >>> feature_input("event type", ["view", None])
     ('event_type', array([b'view', b''], dtype=object))
@@ -119,9 +119,11 @@ def feature_input(column: str, values: Sequence[Any], prefix: str = "") -> tuple
     """
     name = prefix + input_name(column)
     values = [None if value is None or value != value else value for value in values]  # NaN is no value of text either
+    values = [str(value).lower() if isinstance(value, bool | np.bool_) else value for value in values]
     known = [value for value in values if value is not None]
-    if known and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in known):
-        return name, np.array(values, np.float32)  # None becomes NaN
+    if known and all(isinstance(v, int | float | np.number) for v in known):
+        with np.errstate(over="ignore"):
+            return name, np.array(values, np.float32)  # None becomes NaN
     if other := [value for value in known if not isinstance(value, str)]:
         raise TypeError(
             f"The values of {column!r} are text, or numbers, or None. Received: {reprlib.repr(other[0])} "

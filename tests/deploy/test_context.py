@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 
 from tfrec.cli.main import main
-from tfrec.data.features import input_name, twin_input
+from tfrec.data.features import Feature, input_name, twin_input
 from tfrec.data.preparation import prepare
 from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.check import check
 from tfrec.deploy.litert import load, run_edge, to_litert
 from tfrec.deploy.saved_model import MANIFEST, export, latest_version
+from tfrec.index.inputs import RequestEncoder, RequestInput
 from tfrec.training.config import Config
 from tfrec.training.fit import train
 from tfrec.training.run import Run
@@ -183,7 +184,7 @@ def test_any_column_is_an_input_that_tensorflow_takes(tmp_path):
     assert twin_input(columns) is None
     module = tf.Module()
     specs = [tf.TensorSpec((None,), tf.string, name) for name in names]
-    module.join = tf.function(lambda *values: {name: v for name, v in zip(names, values, strict=True)}, specs)
+    module.join = tf.function(lambda *values: dict(zip(names, values, strict=True)), specs)
     tf.saved_model.save(module, tmp_path, signatures={"join": module.join})
     served = tf.saved_model.load(str(tmp_path)).signatures["join"]
     given = {name: tf.constant([name]) for name in names}
@@ -198,6 +199,14 @@ def test_the_check_shows_a_request(device_export, server):
         dtypes = {"k": np.int32, "price": np.float32}
         given = {name: np.array(value, dtypes.get(name)) for name, value in request.items()}
         assert client.predict("recommend", **given)["item_ids"].shape == (1, 10)
+
+
+def test_values_are_the_text_that_prepared_data_has():
+    """A column of pandas with a missing value holds 5.0 for 5."""
+    told = Feature("stars", "category", values=("5", "true", "2.5"))
+    encoder = RequestEncoder([RequestInput("stars", False, told)])
+    given = [[5, 5.0, np.float32(5), "5", True, np.bool_(True), 2.5, None, float("nan"), "5.0"]]
+    assert encoder.of_columns([10], {"stars": given}, {})["stars"][0].tolist() == [2, 2, 2, 2, 3, 3, 4, 0, 0, 1]
 
 
 def test_a_column_of_another_length_is_refused(device_export):
@@ -261,8 +270,13 @@ def test_the_command_line(device_run, device_export, monkeypatch, capsys):
         ),
         ({"context": {"age": ["old", "old"]}}, "`context`: 'age' must have a value for each history: 1. Received: 2."),
         ({"events": {"price": [1.0]}}, "`events`: 'price' must have a value for each item: 4. Received: 1."),
+        ({"events": {"price": [1.0, None, "x", 2.0]}}, "`events`: 'price' holds numbers. Received: 'x'."),
+        ({"events": {"device": "four"}}, "`events`: 'device' has a list of values for each history. Received: 'four'."),
+        ({"events": {"price": 3}}, "`events`: 'price' has a list of values for each history. Received: 3."),
+        ({"events": ["phone"]}, "`events` is a dict by the names of columns. Received: ['phone']."),
+        ({"context": ["phone"]}, "`context` is a dict by the names of columns. Received: ['phone']."),
     ],
 )
 def test_what_python_refuses(device_run, given, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         device_run.recommend(HISTORY, 5, **given)
