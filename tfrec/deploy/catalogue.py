@@ -82,7 +82,10 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         raise ValueError("No item would be left in the catalogue.")
     items = run.items.take(pa.array(kept, pa.int64()))
     if added is not None:
-        items = _with_rows(items, added.drop_columns([name for name in hints if name in added.column_names]))
+        new_rows = added.drop_columns([name for name in hints if name in added.column_names])
+        if "num_events" not in new_rows.column_names:
+            new_rows = new_rows.append_column("num_events", pa.array([0] * len(rows), items["num_events"].type))
+        items = with_rows(items, new_rows)
     vocabulary = Vocabulary(items["item_id"].to_pylist())
     special = table[:FIRST_ITEM_INDEX]
     model = with_table(run.model, np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]))
@@ -106,15 +109,20 @@ def row_of_new_items(run: Run) -> np.ndarray:
     return new_item_row(run.model.item_tower, queries, boost)
 
 
-def _with_rows(items: pa.Table, new: pa.Table) -> pa.Table:
-    """The properties of items and of new ones, which have no events."""
-    if "num_events" not in new.column_names:
-        new = new.append_column("num_events", pa.array([0] * len(new), items["num_events"].type))
+def with_rows(items: pa.Table, new: pa.Table) -> pa.Table:
+    """A table of items and rows of new ones, in the types that it has; numbers in the wider type of both.
+
+    >>> with_rows(pa.table({"price": [2], "size": [1.0]}), pa.table({"price": [2.5], "size": ["3"]})).to_pydict()
+    {'price': [2.0, 2.5], 'size': [1.0, 3.0]}
+
+    Raises:
+        ValueError: a column of the new rows cannot take the type.
+    """
+    is_number = lambda type_: pa.types.is_integer(type_) or pa.types.is_floating(type_)  # noqa: E731
     for number, field in enumerate(new.schema):
-        if field.name in items.column_names and field.type != items.schema.field(field.name).type:
-            new = new.set_column(
-                number, field.name, _as_type(new[field.name], items.schema.field(field.name).type, field.name)
-            )
+        wanted = items.schema.field(field.name).type if field.name in items.column_names else field.type
+        if field.type != wanted and not pa.types.is_null(wanted) and not (is_number(field.type) and is_number(wanted)):
+            new = new.set_column(number, field.name, _as_type(new[field.name], wanted, field.name))
     return pa.concat_tables([items, new], promote_options="permissive")
 
 
