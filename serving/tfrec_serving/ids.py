@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
-import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -97,8 +97,19 @@ def whole(value: Any, name: str) -> np.ndarray:
     return np.array([number], np.int32)
 
 
+def input_name(column: str) -> str:
+    """The name of a column as an input or output of a served model; `tfrec.data.features` has the same rule.
+
+    >>> [input_name(column) for column in ("event type", "größe", "2nd", "class")]
+    ['event_type', 'gru00f6u00dfe', 'column_2nd', 'column_class']
+    """
+    name = "".join(c if c.isascii() and c.isalnum() else f"u{ord(c):04x}" if c.isalnum() else "_" for c in column)
+    is_taken = not name[:1].isalpha() or keyword.iskeyword(name) or name == "self"
+    return f"column_{name}" if is_taken else name
+
+
 def feature_input(column: str, values: Sequence[Any], prefix: str = "") -> tuple[str, np.ndarray]:
-    """The input of a column, and its values as text or float32, whatever they all are; None is missing.
+    """The input of a column, and its values as text or float32, whatever they all are; None is missing, True is `true`.
 
     >>> feature_input("event type", ["view", None])
     ('event_type', array([b'view', b''], dtype=object))
@@ -106,11 +117,13 @@ def feature_input(column: str, values: Sequence[Any], prefix: str = "") -> tuple
     Raises:
         TypeError: a value is neither text nor a number, or they are not all of one kind.
     """
-    name = prefix + re.sub(r"\W", "_", column)
+    name = prefix + input_name(column)
     values = [None if value is None or value != value else value for value in values]  # NaN is no value of text either
+    values = [str(value).lower() if isinstance(value, bool | np.bool_) else value for value in values]
     known = [value for value in values if value is not None]
-    if known and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in known):
-        return name, np.array(values, np.float32)  # None becomes NaN
+    if known and all(isinstance(v, int | float | np.number) for v in known):
+        with np.errstate(over="ignore"):
+            return name, np.array(values, np.float32)  # None becomes NaN
     if other := [value for value in known if not isinstance(value, str)]:
         raise TypeError(
             f"The values of {column!r} are text, or numbers, or None. Received: {reprlib.repr(other[0])} "

@@ -1,10 +1,12 @@
 """Items that are held out with all their events."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tfrec.data.cold_items import ColdItems
 from tfrec.data.datasets import prepare_dataset
+from tfrec.data.preparation import prepare
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 
@@ -64,3 +66,14 @@ def test_features_are_learned_without_the_held_out_items():
 def test_a_share_that_leaves_nothing_is_refused(share):
     with pytest.raises(ValueError, match=r"The share of cold items must be in \(0, 1\)"):
         ColdItems(PreparedData.from_histories(["ab"]), share)
+
+
+def test_rules_hold_for_held_out_targets():
+    """Of each user the last event with a held-out item for which they hold."""
+    kind = ["view", "buy", "view", "view", "buy", "view", "view", "buy"]
+    log = pa.table({"user": list("uuuuvvvv"), "item": list("axaxaxax"), "kind": kind})
+    data = prepare(log, event_features={"kind": "category"})
+    held_out = next(seed for seed in range(99) if ColdItems(data, 0.5, seed).item_ids == ["x"])
+    assert ColdItems(data, 0.5, held_out).targets.tolist() == [3, 7]
+    assert ColdItems(data, 0.5, held_out, ("kind=buy",)).targets.tolist() == [1, 7]
+    assert ColdItems(data, 0.5, held_out, ("kind!=buy",)).targets.tolist() == [3, 5]

@@ -306,6 +306,12 @@ def test_nothing_but_named_columns_is_read_and_a_note_says_so():
         ({"context": ["request time"]}, "Column 'request time' cannot be a feature"),
         ({"context": ["request_device"]}, "Column 'request_device' cannot be a feature"),
         ({"context": ["a b", "a.b"]}, "Two features have the name 'a_b': column 'a b' and column 'a.b'"),
+        ({"context": ["Price", "price"]}, "Two features have the name 'price': column 'Price' and column 'price'"),
+        ({"context": ["K"]}, "Column 'K' cannot be a feature"),
+        (
+            {"users": pa.table({"user": ["u", "v"], "a b": ["1", "2"], "a.b": ["1", "2"]}), "user_features": {"a b": "number"}},
+            "`user_features`: columns 'a b' and 'a.b' would be the same input 'a_b' .* or leave it out .a.b=none.",
+        ),
         ({"context": "price"}, "`context` must be a list of names or a dict of kinds. Received: 'price'"),
         (
             {"users": pa.table({"user": ["u"], "x": ["1"]}), "user_features": {"y": "number"}},

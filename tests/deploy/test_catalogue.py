@@ -132,6 +132,8 @@ def test_new_items_that_do_not_fit_are_named(run):
 
     with pytest.raises(ValueError, match=r"(?s)is in the catalogue already"):
         add(item_id=ids[0], similar_to=ids[1])
+    with pytest.raises(ValueError, match="'x' is in the catalogue already, or twice among the new items"):
+        change_catalogue(run, pa.table({"item_id": ["x", "x"], "similar_to": [ids[1]] * 2}))
     with pytest.raises(ValueError, match="New item 'x' has neither `vector` nor `similar_to`"):
         add(item_id="x")
     with pytest.raises(ValueError, match="`similar_to` names 'nobody', which is not in the catalogue"):
@@ -149,17 +151,21 @@ def test_refreshing_an_export_adds_up(run, tmp_path):
     export(run, tmp_path / "export", index="partitioned", k=7, storage="int8", recall=0.95)
     new = lambda *names: pa.table({"item_id": names, "similar_to": [ids[5]] * len(names)})  # noqa: E731
     refresh(tmp_path / "export", add_items=new("a", "b"), remove_items=[ids[0]])
-    third = refresh(tmp_path / "export", add_items=new("c"), remove_items=["a", ids[1]])
+    with pytest.raises(ValueError, match="Item 'b' is in the catalogue already"):
+        refresh(tmp_path / "export", add_items=new("b"))
+    # an added item that is removed may come again at once; text between bars is a list
+    again = pa.table({"item_id": ["c", "a"], "similar_to": [ids[5]] * 2, "vector": pa.nulls(2)})
+    third = refresh(tmp_path / "export", add_items=again, remove_items=["a", ids[1]])
     assert third.name == "3"
     manifest = json.loads((third / MANIFEST).read_text())
-    assert manifest["num_items"] == 200 - 2 + 2
+    assert manifest["num_items"] == 200 - 2 + 3
     assert manifest["k"] == 7
     assert manifest["index"]["settings"]["storage"] == "int8"
     catalogue = pyarrow.parquet.read_table(third / "assets.extra" / "items.parquet")["item_id"].to_pylist()
-    assert catalogue == [*ids[2:], "b", "c"]
+    assert catalogue == [*ids[2:], "b", "c", "a"]
     similar = tf.saved_model.load(str(third)).signatures["similar_items"]
-    found = similar(item_ids=tf.constant([ids[5]]), k=tf.constant([2]))["item_ids"].numpy()[0]
-    assert {i.decode() for i in found} == {"b", "c"}
+    found = similar(item_ids=tf.constant([ids[5]]), k=tf.constant([3]))["item_ids"].numpy()[0]
+    assert {i.decode() for i in found} == {"a", "b", "c"}
 
 
 def test_embeddings_are_those_that_scores_are_made_of(run, tmp_path):

@@ -12,15 +12,18 @@ import pytest
 import tensorflow as tf
 
 from tfrec.cli.main import main
+from tfrec.data.features import Feature, input_name, twin_input
 from tfrec.data.preparation import prepare
 from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.check import check
 from tfrec.deploy.litert import load, run_edge, to_litert
 from tfrec.deploy.saved_model import MANIFEST, export, latest_version
+from tfrec.index.inputs import RequestEncoder, RequestInput
 from tfrec.training.config import Config
 from tfrec.training.fit import train
 from tfrec.training.run import Run
 from tfrec_serving import Client, ServingError
+from tfrec_serving.ids import input_name as client_name
 from tfrec_serving.server import Server
 
 GOLDEN = Path(__file__).parent / "golden" / "signatures_with_features.json"
@@ -158,6 +161,36 @@ def test_the_signatures_are_the_golden_ones(device_export, server):
     assert manifest["user_features"] == [age]
 
 
+def test_any_column_is_an_input_that_tensorflow_takes(tmp_path):
+    """It renames some, refuses others when a model is saved, and ignores case."""
+    columns = [
+        "event type",
+        "größe",
+        "цена",
+        "цвет",
+        "_id",
+        "2nd",
+        "class",
+        "None",
+        "self",
+        "a.b/c",
+        "",
+        "名前",
+        "Ⅷ",
+        "x²",
+    ]
+    names = [input_name(column) for column in columns]
+    assert names == [client_name(column) for column in columns]
+    assert twin_input(columns) is None
+    module = tf.Module()
+    specs = [tf.TensorSpec((None,), tf.string, name) for name in names]
+    module.join = tf.function(lambda *values: dict(zip(names, values, strict=True)), specs)
+    tf.saved_model.save(module, tmp_path, signatures={"join": module.join})
+    served = tf.saved_model.load(str(tmp_path)).signatures["join"]
+    given = {name: tf.constant([name]) for name in names}
+    assert {name: value.numpy()[0].decode() for name, value in served(**given).items()} == {n: n for n in names}
+
+
 def test_the_check_shows_a_request(device_export, server):
     request = check(latest_version(device_export)).request
     assert set(request) == set(json.loads(GOLDEN.read_text())["recommend"]["inputs"])
@@ -166,6 +199,14 @@ def test_the_check_shows_a_request(device_export, server):
         dtypes = {"k": np.int32, "price": np.float32}
         given = {name: np.array(value, dtypes.get(name)) for name, value in request.items()}
         assert client.predict("recommend", **given)["item_ids"].shape == (1, 10)
+
+
+def test_values_are_the_text_that_prepared_data_has():
+    """A column of pandas with a missing value holds 5.0 for 5."""
+    told = Feature("stars", "category", values=("5", "true", "2.5"))
+    encoder = RequestEncoder([RequestInput("stars", False, told)])
+    given = [[5, 5.0, np.float32(5), "5", True, np.bool_(True), 2.5, None, float("nan"), "5.0"]]
+    assert encoder.of_columns([10], {"stars": given}, {})["stars"][0].tolist() == [2, 2, 2, 2, 3, 3, 4, 0, 0, 1]
 
 
 def test_a_column_of_another_length_is_refused(device_export):
@@ -229,8 +270,13 @@ def test_the_command_line(device_run, device_export, monkeypatch, capsys):
         ),
         ({"context": {"age": ["old", "old"]}}, "`context`: 'age' must have a value for each history: 1. Received: 2."),
         ({"events": {"price": [1.0]}}, "`events`: 'price' must have a value for each item: 4. Received: 1."),
+        ({"events": {"price": [1.0, None, "x", 2.0]}}, "`events`: 'price' holds numbers. Received: 'x'."),
+        ({"events": {"device": "four"}}, "`events`: 'device' has a list of values for each history. Received: 'four'."),
+        ({"events": {"price": 3}}, "`events`: 'price' has a list of values for each history. Received: 3."),
+        ({"events": ["phone"]}, "`events` is a dict by the names of columns. Received: ['phone']."),
+        ({"context": ["phone"]}, "`context` is a dict by the names of columns. Received: ['phone']."),
     ],
 )
 def test_what_python_refuses(device_run, given, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         device_run.recommend(HISTORY, 5, **given)

@@ -3,16 +3,23 @@
 import dataclasses
 import json
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
 
+from tfrec.data.preparation import prepare
+from tfrec.data.prepared import PreparedData
 from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.litert import load, run_edge, to_litert
 from tfrec.deploy.saved_model import MANIFEST, export, refresh
 from tfrec.deploy.serving_model import NewItems
+from tfrec.models.item_tower import ItemTower
+from tfrec.models.sequence_tower import SequenceTower
+from tfrec.models.two_tower import TwoTower
 from tfrec.training.fit import train
+from tfrec.training.run import Run
 from tfrec_serving import Client
 from tfrec_serving.server import Server
 
@@ -95,6 +102,51 @@ def test_similar_to_and_vector_go_before_features(run):
     vectors = np.array(change_catalogue(run, rows).model.item_tower.catalogue())
     np.testing.assert_allclose(vectors[-2], vectors[0], atol=1e-6)
     np.testing.assert_allclose(vectors[-1], np.full(width, width**-0.5), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+class OfImage(keras.layers.Layer):
+    """A content encoder of a user's own, of features that the data does not have."""
+
+    def build(self, input_shape):
+        self.dense = keras.layers.Dense(8)
+        self.dense.build((None, 4))
+
+    def call(self, x):
+        return self.dense(x["image"])
+
+
+def test_content_of_your_own_is_exported_and_new_items_need_a_vector(tmp_path):
+    data = PreparedData.from_histories([["a", "b", "c", "d"], ["b", "c", "d", "a"]])
+    images = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    model = TwoTower(ItemTower(4, 8, content=OfImage(), features={"image": images}), SequenceTower(5, num_heads=1))
+    model.build()
+    run = Run.from_model(model, data, tmp_path / "run")
+    served = tf.saved_model.load(str(export(run, tmp_path / "export", index="exact"))).signatures
+    assert "embed_new_items" not in served
+    expected = run.recommend(["a"], 3).item_ids
+    assert served["serving_default"](history=tf.constant([["a"]]))["item_ids"][0, :3].numpy().astype(str).tolist() == [
+        *expected
+    ]
+    with pytest.raises(ValueError, match="New item 'x' has neither `vector` nor `similar_to`"):
+        change_catalogue(run, pa.table({"item_id": ["x"]}))
+    assert (
+        change_catalogue(run, pa.table({"item_id": ["x"], "similar_to": ["a"]})).recommend(["b"], 9).item_ids.size == 5
+    )
+
+
+def test_a_feature_called_vector_is_a_feature(small_config, tmp_path):
+    """A catalogue of images may well have such a column; of a width that is not that of the towers."""
+    rng = np.random.default_rng(0)
+    items = pa.table({"item": [f"i{n}" for n in range(20)], "vector": rng.normal(size=(20, 5)).tolist()})
+    log = pa.table({"user": np.repeat(range(30), 6), "item": [f"i{n}" for n in rng.integers(20, size=180)]})
+    config = dataclasses.replace(small_config, epochs=1)
+    run = train(config, prepare(log, user="user", item="item", items=items), tmp_path / "run")
+    new = pa.table({"item_id": ["new"], "vector": items["vector"][:1]})
+    changed = change_catalogue(run, new)
+    assert changed.items["vector"].to_pylist()[-1] == items["vector"][0].as_py()
+    assert np.abs(np.array(changed.model.item_tower.catalogue())[-1]).sum() > 0
+    export(run, tmp_path / "export", index="exact", add_items=new)
 
 
 def test_two_features_of_one_input_name_are_refused(run):

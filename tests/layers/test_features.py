@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfrec.layers import CategoryEmbedding, FeatureEmbedding, NumberEmbedding
+from tfrec.layers import CategoryEmbedding, FeatureDropout, FeatureEmbedding, NumberEmbedding
 
 WIDTH = 6
 SPECS = {
@@ -119,6 +119,39 @@ def test_features_add_up():
     out = np.array(layer(BATCH))
     parts = [np.array(embed(BATCH[name])) for name, embed in zip(SPECS, layer.embeddings, strict=True)]
     np.testing.assert_allclose(out, np.sum(parts, axis=0), atol=1e-6)
+
+
+def missing_of(values):
+    """Bool, shape `(batch, length)`: which values are missing."""
+    if values.dtype.kind == "f" and values.ndim == 2:
+        return np.isnan(values)
+    return (values == 0).reshape(*values.shape[:2], -1).all(axis=-1)
+
+
+def test_training_hides_features_by_rows_and_alone():
+    shape, rate = (400, 50), 0.2
+    given = {"genre": np.full(shape, 2, np.int32), "year": np.full(shape, 1990, np.int32)}
+    given |= {"tags": np.full((*shape, 3), 4, np.int32), "image": np.ones((*shape, 5), np.float32)}
+    layer = FeatureDropout(SPECS, rate, seed=1)
+    config = layer.get_config()
+    assert FeatureDropout.from_config(config).get_config() == config
+    assert not missing_of(np.array(layer(given)["genre"])).any()  # not in training
+    found = {name: np.array(values) for name, values in layer(given | {"other": np.ones(1)}, training=True).items()}
+    assert found.pop("other") == 1
+    hidden = {name: missing_of(values) for name, values in found.items()}
+    for name, is_hidden in hidden.items():
+        assert is_hidden.mean() == pytest.approx(2 * rate * (1 - rate), abs=0.03)
+        of_row = is_hidden.mean(axis=1)  # near `rate` or near `1 - rate`
+        assert (of_row > 0.5).mean() == pytest.approx(rate, abs=0.06)
+        assert of_row[of_row > 0.5].mean() == pytest.approx(1 - rate, abs=0.03)
+        kept = np.array(given[name])[~is_hidden]
+        np.testing.assert_array_equal(found[name][~is_hidden], kept)
+    assert (hidden["genre"] != hidden["tags"]).mean() > 0.2  # each has rows of its own
+    again = np.array(layer(given, training=True)["genre"])
+    assert (again != found["genre"]).any()
+    assert not FeatureDropout(SPECS, 0.0).variables
+    with pytest.raises(ValueError, match=r"`rate` must be in \[0, 1\)\. Received: rate=1\."):
+        FeatureDropout(SPECS, 1)
 
 
 def test_an_unknown_kind_is_refused():

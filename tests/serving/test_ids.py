@@ -48,9 +48,21 @@ def test_other_ids_stay_what_they_are():
 
 def test_features_are_text_or_numbers():
     events = {"event type": ["view", None, float("nan")], "price": [1, None, np.float64(2.5)], "none": [None] * 3}
+    events |= {"is new": [True, None, np.False_], "far": [1e39, 0, 1]}
     context = {"device": "phone", "age": 18, "place": None}
     inputs = Questions.recommend(["a", "b", "c"], events=events, context=context).inputs
-    assert set(inputs) == {"history", "exclude", "k", "event_type", "price", "request_device", "request_age"}
+    assert set(inputs) == {
+        "history",
+        "exclude",
+        "k",
+        "event_type",
+        "price",
+        "is_new",
+        "far",
+        "request_device",
+        "request_age",
+    }
+    assert inputs["is_new"].tolist() == [[b"true", b"", b"false"]]
     assert inputs["event_type"].tolist() == [[b"view", b"", b""]]
     np.testing.assert_array_equal(inputs["price"], np.array([[1, np.nan, 2.5]], np.float32))
     assert inputs["price"].dtype == inputs["request_age"].dtype == np.float32
@@ -78,9 +90,9 @@ def test_features_are_text_or_numbers():
             "The values of 'kind' are text, or numbers, or None. Received: 1 (int)",
         ),
         (
-            {"context": {"is_new": True}},
+            {"context": {"is_new": b"true"}},
             TypeError,
-            "The values of 'is_new' are text, or numbers, or None. Received: True (bool)",
+            "The values of 'is_new' are text, or numbers, or None. Received: b'true' (bytes)",
         ),
         ({"events": ["view"]}, TypeError, "`events` is a dict by the names of columns. Received: ['view']"),
         ({"context": "phone"}, TypeError, "`context` is a dict by the names of columns. Received: 'phone'"),

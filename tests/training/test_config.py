@@ -149,6 +149,7 @@ def test_every_preset_makes_a_model_and_is_offered(data):
         ("calendar", True),
         ("attention_dropout_rate", 0.8),
         ("mask_rate", 0.3),
+        ("feature_dropout_rate", 0.3),
         ("positions", ("absolute",)),
         ("similarity", "dot"),
     ],

@@ -1,6 +1,7 @@
 """A run that recommends for some events only: trained, evaluated, stored and exported for the same targets."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +79,10 @@ def test_evaluation_ranks_the_targets(run, folder):
     assert '"targets": [' in shown.output
     shown = CliRunner().invoke(app, ["evaluate", str(run.folder)], env={"COLUMNS": "200"})
     assert "The targets are events with event_type=buy." in shown.output
+    alone = ["evaluate", str(folder), "--baselines-only", "--target", TARGETS[0], "--repeats", "allow", "--json", "-"]
+    assert json.loads(CliRunner().invoke(app, alone).output)["targets"] == [*TARGETS]
+    other = CliRunner().invoke(app, ["evaluate", str(run.folder), "--target", "event_type=view"])
+    assert "was trained for event_type=buy, and is evaluated on them: leave out --target" in str(other.exception)
 
 
 def test_a_run_with_targets_is_exported(run, tmp_path):

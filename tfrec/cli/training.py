@@ -122,6 +122,12 @@ def evaluate(
             help="Share of the catalogue to rank as new items: that which the run was trained with, or any with --baselines-only."
         ),
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which events are to be found, such as event_type=purchase, with --baselines-only; a run has targets of its own."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared folder of the run, where it has moved.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file; `-` prints them.")
@@ -135,13 +141,20 @@ def evaluate(
 
     if baselines_only:
         prepared = PreparedData.open(run)
-        result = evaluate_data(prepared, split, repeats=repeats or "exclude")
+        result = evaluate_data(prepared, split, repeats=repeats or "exclude", targets=target or ())
         if cold_items:
-            result["cold_items"] = evaluate_cold_items(ColdItems(prepared, cold_items), split)
+            result["cold_items"] = evaluate_cold_items(
+                ColdItems(prepared, cold_items, rules=tuple(target or ())), split
+            )
     else:
         from tfrec.training.run import Run
 
         trained = Run.open(run)
+        if target and tuple(target) != trained.targets:
+            raise ValueError(
+                f"`{run}` was trained for {' and '.join(trained.targets) or 'all events'}, and is evaluated on them: leave out "
+                f"--target."
+            )
         if trained.config and trained.config.final_epochs:
             raise ValueError(
                 f"`{run}` was trained on all events, the targets too: there is nothing left to evaluate it on."
@@ -157,7 +170,7 @@ def evaluate(
         result = evaluate_data(trained.data(data), split, trained.model, repeats=chosen, targets=trained.targets)
         if config and held_out:
             cold, boost = trained.cold_items(data), config.new_item_boost
-            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, boost, targets=trained.targets)
+            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, boost)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

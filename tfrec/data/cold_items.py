@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from tfrec.data.event_rules import is_target
 from tfrec.data.features import fit_again
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
@@ -18,7 +19,8 @@ class ColdItems:
     """A share of the catalogue that is held out with all its events, as if it came tomorrow.
 
     The held-out items are drawn uniformly. The last event of a user with one of them is the user's cold target. Its history is what
-    the user did before, without held-out items; a target without such a history does not count.
+    the user did before, without held-out items; a target without such a history does not count. With `rules`, only the events for
+    which they hold may be targets.
 
     >>> data = PreparedData.from_histories(["abcd", "badc", "cb"])
     >>> cold = ColdItems(data, share=0.25, seed=0)
@@ -29,6 +31,7 @@ class ColdItems:
         data: `PreparedData`, with the items that are held out.
         share: float in (0, 1), of the catalogue.
         seed: int, of the draw. Default: 0.
+        rules: texts, which events may be targets; see `is_target`. Default: all.
     Attributes:
         known: `PreparedData` without the held-out items and their events, of the same users.
     """
@@ -36,6 +39,7 @@ class ColdItems:
     data: PreparedData
     share: float
     seed: int = 0
+    rules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -78,7 +82,7 @@ class ColdItems:
     @cached_property
     def targets(self) -> np.ndarray:
         """int64, shape `(users with a cold target,)`: the event of `data` that is to be found."""
-        event = np.flatnonzero(self._is_event_cold)
+        event = np.flatnonzero(self._is_event_cold & is_target(self.data, self.rules))
         user = np.searchsorted(self.data.offsets, event, "right") - 1
         last = event[np.append(user[1:] != user[:-1], True)[: len(event)]]
         starts, ends = self._histories(last)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from tfrec.data.features import Feature
+from tfrec.data.features import Feature, input_name
 from tfrec.data.raw_columns import raw_column
 from tfrec.data.text import embed_text
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX
@@ -69,13 +68,12 @@ class FeatureEncoder(tf.Module):
 
 def input_spec(feature: Feature, *shape: int | None) -> tf.TensorSpec:
     """The raw column of a feature as a named input; `shape` is that of its rows, `(None,)` by default.
-
-    What a name of an input cannot hold, such as a blank, is an underscore.
+    Its name is that of `input_name`.
     """
     rows = shape or (None,)
     inner = {"multi": (None,), "vector": (feature.width,)}.get(feature.kind, ())
     dtype = tf.string if feature.kind in ("category", "multi", "text") else tf.float32
-    return tf.TensorSpec((*rows, *inner), dtype, re.sub(r"\W", "_", feature.name, flags=re.ASCII))
+    return tf.TensorSpec((*rows, *inner), dtype, input_name(feature.name))
 
 
 def encode_table(features: Sequence[Feature], table: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, int]]:

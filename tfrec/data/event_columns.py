@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from tfrec.data.arrays import ArrayWriter, pieces
 from tfrec.data.events import Events
-from tfrec.data.features import MAX_VALUES, Feature, fit_number, least_rows
+from tfrec.data.features import MAX_VALUES, Feature, fit_number, input_name, least_rows, twin_input
 from tfrec.data.kinds import FEW, ID_NAMES, NONE, TOLD, YEARS, fit_table, meant, plain_name
 from tfrec.data.raw_columns import LARGEST
 from tfrec.data.rows import NUMBER, REFUSED
@@ -85,21 +85,20 @@ def event_columns(
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise for names of columns that would be the same input of a served model as another, where only `\\w` is kept."""
-    inputs: dict[str, str] = {}
+    """Raise for names of columns that would be the same input of a served model as another; see `input_name`."""
+    names = list(names)
     for name in names:
-        given = re.sub(r"\W", "_", name)
+        given = input_name(name).lower()
         if given in RESERVED or given.startswith(RESERVED[-1]):
             raise ValueError(
-                f"Column {name!r} cannot be a feature: a served model has an input of that name. Rename the column; names that "
-                f"are taken: {', '.join(RESERVED[:-1])}, and those that begin with {RESERVED[-1]}."
+                f"Column {name!r} cannot be a feature: a served model has an input of that name. Rename the column, or leave it "
+                f"out; names that are taken: {', '.join(RESERVED[:-1])}, and those that begin with {RESERVED[-1]}."
             )
-        if given in inputs:
-            raise ValueError(
-                f"Two features have the name {given!r}: column {inputs[given]!r} and column {name!r}, of events, their context or "
-                f"users. Rename one of them."
-            )
-        inputs[given] = name
+    if twins := twin_input(names):
+        raise ValueError(
+            f"Two features have the name {input_name(twins[1])!r}: column {twins[0]!r} and column {twins[1]!r}, of events, their "
+            f"context or users. Rename one of them."
+        )
 
 
 def encode_events(

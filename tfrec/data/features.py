@@ -19,8 +19,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import keyword
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,34 @@ class Feature:
     def from_dict(cls, fields: Mapping[str, Any], table: np.ndarray | None = None) -> Feature:
         """The feature of `to_dict`."""
         return cls(**{**fields, "values": tuple(fields.get("values", ())), "table": table})
+
+
+def input_name(column: str) -> str:
+    """The name of a column as an input or output of a served model; `tfrec_serving.ids` has the same rule.
+
+    TensorFlow takes no other names: ASCII letters, digits and underscores, a letter first, no word of Python. What is no such
+    character is an underscore, a letter of another alphabet its code.
+
+    >>> [input_name(column) for column in ("event type", "größe", "2nd", "class")]
+    ['event_type', 'gru00f6u00dfe', 'column_2nd', 'column_class']
+    """
+    name = "".join(c if c.isascii() and c.isalnum() else f"u{ord(c):04x}" if c.isalnum() else "_" for c in column)
+    is_taken = not name[:1].isalpha() or keyword.iskeyword(name) or name == "self"
+    return f"column_{name}" if is_taken else name
+
+
+def twin_input(columns: Iterable[str]) -> tuple[str, str] | None:
+    """The first two columns whose inputs TensorFlow does not tell apart, which ignores case; None where there are none.
+
+    >>> twin_input(["Device", "shop", "device"])
+    ('Device', 'device')
+    """
+    seen: dict[str, str] = {}
+    for column in columns:
+        if (name := input_name(column).lower()) in seen:
+            return seen[name], column
+        seen[name] = column
+    return None
 
 
 def fit_feature(name: str, kind: str, column: pa.ChunkedArray, separator: str = "", encoder: str = "") -> Feature:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfrec.data.features import MAX_VALUES, MIN_ROWS, Feature, fit_feature
+from tfrec.data.features import MAX_VALUES, MIN_ROWS, Feature, fit_feature, input_name, twin_input
 from tfrec.data.raw_columns import (
     days_of,
     is_given,
@@ -124,7 +124,8 @@ def fit_table(
         `(features, report)`: `Feature`s in the order of the columns; dict, by column its `kind` (None where it is left out) and
         what else a person wants to know of it, as plain values.
     Raises:
-        ValueError: `named` names no column or no kind, or a column's values are not of its kind.
+        ValueError: `named` names no column or no kind, or a column's values are not of its kind; or two columns would be the same
+            input of a served model.
     """
     columns = [name for name in table.column_names if name not in without]
     kinds = named_kinds(named, columns, argument)
@@ -153,6 +154,11 @@ def fit_table(
             continue
         features.append(feature)
         report[name] = {"kind": feature.kind, **_figures(feature, plain_array(column)), "reason": told.reason}
+    if twins := twin_input(feature.name for feature in features):
+        raise ValueError(
+            f"`{argument}`: columns {twins[0]!r} and {twins[1]!r} would be the same input {input_name(twins[1])!r} of a served "
+            f"model. Rename one of them, or leave it out ({twins[1]}={NONE})."
+        )
     return features, report
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
-from tfrec.data.features import Feature
+from tfrec.data.features import Feature, input_name
 from tfrec.data.kinds import meant
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
@@ -42,7 +40,7 @@ def task_feature(data: PreparedData, column: str, kind: str | None = None) -> Fe
             f"Column {column!r} is context: a request tells it, and nothing is left to predict. Prepare the data with "
             f"`--event-feature {column}` and without `--context {column}`."
         )
-    if output_name(column) == TAKEN:
+    if output_name(column).lower() == TAKEN:
         raise ValueError(
             f"Column {column!r} cannot be predicted: a served model has an output of that name. Rename it."
         )
@@ -63,7 +61,7 @@ def output_name(column: str) -> str:
     >>> output_name("star rating")
     'star_rating'
     """
-    return re.sub(r"\W", "_", column, flags=re.ASCII)
+    return input_name(column)
 
 
 def has_value(values: np.ndarray) -> np.ndarray:

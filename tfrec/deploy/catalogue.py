@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tfrec.data.encoding import encode_table
+from tfrec.data.features import Feature
 from tfrec.data.items import read_items
 from tfrec.data.prepared import PreparedData
 from tfrec.data.rows import is_list
@@ -38,8 +39,8 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     Args:
         run: the trained run, whose item tower is an `ItemTower`.
         added: PyArrow table, a row for each new item: `item_id`, and perhaps `similar_to` (ids, as a list or between bars) or
-            `vector` (a list of `width` numbers, whose direction alone counts for cosines); other columns as in `items.parquet`,
-            the features among them. Default: none.
+            `vector` (a list of `width` numbers, whose direction alone counts for cosines), unless a feature of the model has that
+            name; other columns as in `items.parquet`, the features among them. Default: none.
         removed: item ids. Default: none.
     Returns:
         A new `Run`, whose item tower is a table; the given one stays as it is.
@@ -56,18 +57,24 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     if unknown := [i for i in removed if i not in known]:
         raise ValueError(f"There is no item {unknown[0]!r} to remove, nor {len(unknown) - 1} others.")
     table = vectors_of(tower)
-    rows = [] if added is None else added.to_pylist()
+    features = content_features(run)
+    hints = {VECTOR, SIMILAR} - {feature.name for feature in features}
+    rows: list[dict[str, Any]] = []
+    if added is not None:
+        rows = added.select([name for name in added.column_names if name in {"item_id", *hints}]).to_pylist()
     new = np.zeros((len(rows), table.shape[1]), np.float32)
-    if added is not None and tower.content is not None:
-        new = content_vectors(tower, encode_table(run.features["items"], added)[0], row_of_new_items(run))
+    if added is not None and features:
+        new = content_vectors(tower, encode_table(features, added)[0], row_of_new_items(run))
     # Candidates are L2-normalised, but histories read the raw rows: a new row gets the median norm.
     length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None
+    there = set(known)
     for number, row in enumerate(rows):
-        if row["item_id"] in known:
+        if row["item_id"] in there:
             raise ValueError(
-                f"Item {row['item_id']!r} (row {number + 1} of the new items) is in the catalogue already."
+                f"Item {row['item_id']!r} is in the catalogue already, or twice among the new items. Leave it out of these."
             )
-        if (vector := _vector(row, known, table, length, has_content=tower.content is not None)) is not None:
+        there.add(row["item_id"])
+        if (vector := _vector(row, known, table, length, has_content=bool(features))) is not None:
             new[number] = vector
     gone = set(removed)
     kept = [number for number, item_id in enumerate(ids) if item_id not in gone]
@@ -75,12 +82,24 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         raise ValueError("No item would be left in the catalogue.")
     items = run.items.take(pa.array(kept, pa.int64()))
     if added is not None:
-        items = _with_rows(items, added)
+        new_rows = added.drop_columns([name for name in hints if name in added.column_names])
+        if "num_events" not in new_rows.column_names:
+            new_rows = new_rows.append_column("num_events", pa.array([0] * len(rows), items["num_events"].type))
+        items = with_rows(items, new_rows)
     vocabulary = Vocabulary(items["item_id"].to_pylist())
     special = table[:FIRST_ITEM_INDEX]
     model = with_table(run.model, np.concatenate([special, table[FIRST_ITEM_INDEX:][kept], new]))
     sample = _with_catalogue(run.sample, kept, vocabulary)
     return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=items, sample=sample)
+
+
+def content_features(run: Run) -> list[Feature]:
+    """The features that embed a new item; none where the content of the model reads others than the columns of the run."""
+    tower = run.model.item_tower
+    if not isinstance(tower, ItemTower) or tower.content is None:
+        return []
+    found = [feature for feature in run.features.get("items", []) if feature.name in tower.features]
+    return found if len(found) == len(tower.features) else []
 
 
 def row_of_new_items(run: Run) -> np.ndarray:
@@ -90,16 +109,20 @@ def row_of_new_items(run: Run) -> np.ndarray:
     return new_item_row(run.model.item_tower, queries, boost)
 
 
-def _with_rows(items: pa.Table, added: pa.Table) -> pa.Table:
-    """The properties of items and of new ones, which have no events."""
-    new = added.drop_columns([name for name in (VECTOR, SIMILAR) if name in added.column_names])
-    if "num_events" not in new.column_names:
-        new = new.append_column("num_events", pa.array([0] * len(new), items["num_events"].type))
+def with_rows(items: pa.Table, new: pa.Table) -> pa.Table:
+    """A table of items and rows of new ones, in the types that it has; numbers in the wider type of both.
+
+    >>> with_rows(pa.table({"price": [2], "size": [1.0]}), pa.table({"price": [2.5], "size": ["3"]})).to_pydict()
+    {'price': [2.0, 2.5], 'size': [1.0, 3.0]}
+
+    Raises:
+        ValueError: a column of the new rows cannot take the type.
+    """
+    is_number = lambda type_: pa.types.is_integer(type_) or pa.types.is_floating(type_)  # noqa: E731
     for number, field in enumerate(new.schema):
-        if field.name in items.column_names and field.type != items.schema.field(field.name).type:
-            new = new.set_column(
-                number, field.name, _as_type(new[field.name], items.schema.field(field.name).type, field.name)
-            )
+        wanted = items.schema.field(field.name).type if field.name in items.column_names else field.type
+        if field.type != wanted and not pa.types.is_null(wanted) and not (is_number(field.type) and is_number(wanted)):
+            new = new.set_column(number, field.name, _as_type(new[field.name], wanted, field.name))
     return pa.concat_tables([items, new], promote_options="permissive")
 
 

@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfrec.data.encoding import encode_table, input_spec
 from tfrec.data.features import Feature
 from tfrec.data.prepared import ITEMS
-from tfrec.deploy.catalogue import change_catalogue, row_of_new_items
+from tfrec.deploy.catalogue import change_catalogue, content_features, row_of_new_items, with_rows
 from tfrec.deploy.check import WARMUP, check
 from tfrec.deploy.serving_model import NewItems, build_serving_model
 from tfrec.deploy.warmup import write_warmup
@@ -36,7 +36,6 @@ from tfrec.files import scratch
 from tfrec.formats import check_format
 from tfrec.index import recall as measure_recall
 from tfrec.index.inputs import describe_inputs
-from tfrec.models.item_tower import ItemTower
 from tfrec.training.run import Run
 from tfrec.version import __version__
 
@@ -134,9 +133,9 @@ def _write(
     run = run if isinstance(run, Run) else Run.open(run)
     split = run.split()
     tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
-    tower, features = run.model.item_tower, run.features.get("items", [])
+    tower, features = run.model.item_tower, content_features(run)
     new_items = None
-    if isinstance(tower, ItemTower) and tower.content is not None:
+    if features:
         new_items = NewItems(tower, features, row_of_new_items(run))
     unknown = {} if add_items is None or new_items is None else encode_table(features, add_items)[1]
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
@@ -230,14 +229,13 @@ def refresh(
             f"The run of the export is no longer at `{manifest['run']}`: pass where it lies now, with --run."
         )
     before = newest / "assets.extra" / ADDED
-    added = [pyarrow.parquet.read_table(before)] if before.is_file() else []
-    added += [] if add_items is None else [add_items]
-    table = pa.concat_tables(added, promote_options="permissive") if added else None
-    gone = set(remove_items)
-    if table is not None:  # what was added and is removed again was never there
-        is_kept = [i not in gone for i in table["item_id"].to_pylist()]
-        gone -= set(table["item_id"].to_pylist())
-        table = table.filter(pa.array(is_kept))
+    table, gone = add_items, set(remove_items)
+    if before.is_file():
+        earlier = pyarrow.parquet.read_table(before)
+        ids = earlier["item_id"].to_pylist()
+        earlier = earlier.filter(pa.array([i not in gone for i in ids], pa.bool_()))
+        gone -= set(ids)  # what was added and is removed again was never there
+        table = earlier if add_items is None else with_rows(earlier, add_items)
     return export(
         manifest["run"] if run is None else run,
         newest.parent,

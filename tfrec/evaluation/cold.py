@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,21 +33,19 @@ def evaluate_cold_items(
     part: str = "test",
     model: TwoTower | None = None,
     boost: float = 0.0,
-    *,
-    targets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
 
-    `warm` are the targets of the leave-last-out split of the known items, `cold` those of `ColdItems`, `all` both. Every item is
+    `warm` are the targets of the leave-last-out split of the known items, `cold` those of `ColdItems`, `all` both; the rules of
+    `ColdItems` hold for both. Every item is
     ranked, known or held out. As each ranking has one target, recall@k is HR@k.
 
     Args:
         cold: `ColdItems`.
         part: `"test"` or `"validation"`, for the warm targets. Default: `"test"`.
-        model: `TwoTower` that was trained on `cold.known`, with content of its item features; a model without content knows nothing
-            of new items, and scores them 0. Default: the baselines alone.
+        model: `TwoTower` that was trained on `cold.known`, with content of its item features; a model without content, or whose
+            content reads other features, knows nothing of new items, and scores them 0. Default: the baselines alone.
         boost: float, see `new_item_row`. Default: 0.
-        targets: texts, which events are to be found among the warm targets; see `LeaveLastOut`. Default: all.
     Returns:
         `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
         "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `ranking_metrics`.
@@ -58,7 +56,7 @@ def evaluate_cold_items(
         raise ValueError(
             "New items are ranked by their features, and the data has none: prepare it with `--items FILE`."
         )
-    split, known = LeaveLastOut(cold.known, targets=targets), cold.known
+    split, known = LeaveLastOut(cold.known, targets=cold.rules), cold.known
     groups = {
         "warm": Targets(*split.histories(part), split.targets(part) - FIRST_ITEM_INDEX),
         "cold": Targets(*cold.histories, cold.target_items),
@@ -96,7 +94,7 @@ def _model(
 ) -> Callable[[Targets], Scorer]:
     tower, known = model.item_tower, cold.known
     new = np.zeros((len(cold.items), tower.width), np.float32)
-    if isinstance(tower, ItemTower) and tower.content is not None:
+    if isinstance(tower, ItemTower) and tower.content is not None and set(tower.features) <= set(encoded):
         row = new_item_row(tower, embed_histories(model, split, "validation"), boost)
         new = content_vectors(tower, {name: values[known.num_items :] for name, values in encoded.items()}, row)
     rows = np.concatenate([vectors_of(tower)[FIRST_ITEM_INDEX:], new])

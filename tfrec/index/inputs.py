@@ -10,6 +10,7 @@ A request to a served model holds raw values and one at the edge encoded ones; s
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,34 @@ def describe_inputs(inputs: Sequence[RequestInput]) -> dict[str, list[dict[str, 
     return about
 
 
+def text_of(values: Sequence[Any]) -> np.ndarray:
+    """The values of a category as prepared data has them: `5.0` is `5`, True is `true`, None and NaN are missing.
+
+    >>> text_of(["view", 5.0, True, None])
+    array(['view', '5', 'true', ''], dtype=object)
+    """
+
+    def one(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        if isinstance(value, bool | np.bool_):
+            return str(value).lower()
+        is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
+        return str(int(value)) if is_whole else str(value)
+
+    return np.array([one(value) for value in values], object)
+
+
+def _numbers_of(values: Sequence[Any], what: str) -> np.ndarray:
+    """Float32: the numbers, None as NaN."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, np.float32)
+    except (TypeError, ValueError):
+        wrong = next(v for v in values if v is not None and (isinstance(v, str) or not np.isscalar(v)))
+        raise ValueError(f"{what} holds numbers. Received: {reprlib.repr(wrong)}.") from None
+
+
 class RequestEncoder(tf.Module):
     """Encodes the raw values of further inputs.
 
@@ -131,10 +160,13 @@ class RequestEncoder(tf.Module):
         Returns:
             By the name of an input, for each history an array of encoded values; of the context with one value.
         Raises:
-            ValueError: the model does not read a column, or a list has another length than its history.
+            ValueError: the model does not read a column, a list has another length than its history, or a value is no number.
+            TypeError: `events` or `context` is no dict, or the values of the events are no list.
         """
         encoded = {}
         for argument, given, of_request in (("events", events, False), ("context", context, True)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"`{argument}` is a dict by the names of columns. Received: {reprlib.repr(given)}.")
             known = {put.feature.name: put for put in self._inputs if put.feature and put.is_of_request == of_request}
             if unknown := sorted(set(given) - set(known)):
                 raise ValueError(
@@ -144,6 +176,10 @@ class RequestEncoder(tf.Module):
                 if of_request:
                     is_one = isinstance(rows, str) or not hasattr(rows, "__len__")
                     rows = [[row] for row in ([rows] * len(lengths) if is_one else rows)]
+                if wrong := [row for row in rows if isinstance(row, str) or not hasattr(row, "__len__")]:
+                    raise TypeError(
+                        f"`{argument}`: {name!r} has a list of values for each history. Received: {reprlib.repr(wrong[0])}."
+                    )
                 wanted = [1] * len(lengths) if of_request else list(lengths)
                 received = list(map(len, rows))
                 if received != wanted:
@@ -153,20 +189,7 @@ class RequestEncoder(tf.Module):
                     raise ValueError(f"`{argument}`: {name!r} must have a value for each {each}: {b}. Received: {a}.")
                 flat = [value for row in rows for value in row]
                 dtype = known[name].spec().dtype
-                if dtype == tf.string:
-                    raw = np.array([_text(value) for value in flat], object)
-                else:
-                    raw = np.array(flat, np.float32)  # None becomes NaN
+                raw = text_of(flat) if dtype == tf.string else _numbers_of(flat, f"`{argument}`: {name!r}")
                 values = tf.convert_to_tensor(self.encoder.encode(name, tf.constant(raw, dtype)))
                 encoded[known[name].name] = np.split(values.numpy(), np.cumsum(wanted)[:-1])
         return encoded
-
-
-def _text(value: Any) -> str:
-    """A value of a category as prepared data has it: `4.0` is `"4"`, and no value is `""`."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return str(value).lower()
-    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value) if is_whole else value)

@@ -3,7 +3,7 @@
 from tfrec.layers.attention import CausalSelfAttention
 from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
-from tfrec.layers.features import CategoryEmbedding, FeatureEmbedding, NumberEmbedding
+from tfrec.layers.features import CategoryEmbedding, FeatureDropout, FeatureEmbedding, NumberEmbedding
 from tfrec.layers.positions import (
     CalendarEmbedding,
     ElapsedEmbedding,
@@ -20,6 +20,7 @@ __all__ = [
     "CausalSelfAttention",
     "Dropout",
     "ElapsedEmbedding",
+    "FeatureDropout",
     "FeatureEmbedding",
     "GatedBlock",
     "HSTUBlock",

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfrec.layers.dropout import random_keep
+
 FIRST_VALUE = 2
 """Encoded categories: 0 is missing, 1 unknown, and the known values follow."""
 STDDEV = 0.02
@@ -176,3 +178,66 @@ class FeatureEmbedding(keras.layers.Layer):
     def get_config(self):
         own = {"features": self.features, "width": self.width, "hidden_dims": self.hidden_dims}
         return super().get_config() | own
+
+
+@keras.saving.register_keras_serializable("tfrec")
+class FeatureDropout(keras.layers.Layer):
+    """Hides values of features at random while training: they are missing, so that a model learns to do without them.
+
+    A value is hidden with all of its row, as in a request that leaves a feature out, or alone. In a row whose values are hidden, a
+    few are shown: a request may know its device, and nothing of the devices before. Each feature has rows of its own.
+
+    >>> import numpy as np
+    >>> layer = FeatureDropout({"device": {"kind": "category", "num_values": 3}}, rate=0.5, seed=1)
+    >>> values = {"device": np.full((4, 6), 2)}
+    >>> np.array(layer(values)["device"] == 0).any(), np.array(layer(values, training=True)["device"] == 0).any()
+    (np.False_, np.True_)
+
+    Args:
+        features: dict, what each feature is, by name; see `FeatureEmbedding`.
+        rate: float in [0, 1), share of the rows that hide a feature, and of the values that differ from their row. In all,
+            `2 * rate * (1 - rate)` of the values are hidden.
+        seed: int. Default: drawn from Keras's global seed.
+    Call arguments:
+        x: dict of tensors by the name of the feature: int or float, shape `(batch, length)`; `multi` and `vector` have an axis
+            more.
+    Returns:
+        The dict, with 0 for hidden categories and vectors, NaN for hidden numbers. Features that are not named stay as they are.
+    """
+
+    def __init__(self, features: Mapping[str, Mapping[str, Any]], rate: float, seed: int | None = None, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # float16 does not hold every number
+        if not 0 <= rate < 1:
+            raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}.")
+        self.features = {name: dict(spec) for name, spec in features.items()}
+        self.rate = rate
+        self.seed = seed
+        if rate:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True
+
+    def call(self, x, training=None):
+        if not (training and self.rate and self.features):
+            return x
+        batch, length = ops.shape(x[next(iter(self.features))])[:2]
+        of_rows, of_values = (
+            random_keep((len(self.features), batch, number), 1 - self.rate, self._next_seed()) for number in (1, length)
+        )
+        is_shown = ops.equal(of_rows, of_values)
+        shown = {name: self._show(spec, x[name], is_shown[i]) for i, (name, spec) in enumerate(self.features.items())}
+        return {**x, **shown}
+
+    def _next_seed(self):
+        return ops.cast(self.seed_generator.next(), "uint32")
+
+    def _show(self, spec, values, is_shown):
+        if spec["kind"] == "number":
+            return ops.where(is_shown, ops.cast(values, "float32"), float("nan"))
+        has_more = spec["kind"] in ("multi", "vector")
+        return ops.where(ops.expand_dims(is_shown, -1) if has_more else is_shown, values, 0)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"features": self.features, "rate": self.rate, "seed": self.seed}

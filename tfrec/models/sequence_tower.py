@@ -10,7 +10,7 @@ from keras import ops
 
 from tfrec.layers.blocks import GatedBlock, HSTUBlock, TransformerBlock
 from tfrec.layers.dropout import Dropout
-from tfrec.layers.features import FeatureEmbedding
+from tfrec.layers.features import FeatureDropout, FeatureEmbedding
 from tfrec.layers.normalization import l2_normalize
 from tfrec.layers.positions import (
     CalendarEmbedding,
@@ -59,6 +59,7 @@ class SequenceTower(AbstractSequenceTower):
         normalize: bool, whether queries are L2-normalised. Default: False.
         event_features: dict, what is known of each event of a history, by name: what `FeatureEmbedding` takes. Default: none.
         context_features: dict, what is known of the request for each next item, such as its device. Default: none.
+        feature_dropout_rate: float in [0, 1), how much of both training hides; see `FeatureDropout`. Default: 0.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`: item vectors, oldest first.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
@@ -89,6 +90,7 @@ class SequenceTower(AbstractSequenceTower):
         normalize: bool = False,
         event_features: Mapping[str, Mapping[str, Any]] | None = None,
         context_features: Mapping[str, Mapping[str, Any]] | None = None,
+        feature_dropout_rate: float = 0.0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # float16 does not hold every number of a feature
@@ -115,7 +117,12 @@ class SequenceTower(AbstractSequenceTower):
         self.normalize = normalize
         self.event_features = {name: dict(spec) for name, spec in (event_features or {}).items()}
         self.context_features = {name: dict(spec) for name, spec in (context_features or {}).items()}
+        self.feature_dropout_rate = feature_dropout_rate
         own = {"dtype": self.dtype_policy}
+        self.hide_events = FeatureDropout(self.event_features, feature_dropout_rate if event_features else 0.0, **own)
+        self.hide_context = FeatureDropout(
+            self.context_features, feature_dropout_rate if context_features else 0.0, **own
+        )
         self.mask = Dropout(mask_rate, whole_vectors=True, **own)
         self.position = PositionFromNewest(max_length, **own) if "absolute" in positions else None
         self.elapsed = ElapsedEmbedding(**own) if time_bias else None
@@ -194,7 +201,7 @@ class SequenceTower(AbstractSequenceTower):
                 raise ValueError(f"The model reads the feature {lacking[0]!r}: pass its values in `{name}`.")
         x = ops.cast(x, self.compute_dtype)
         if self.event:
-            x = x + self.event(events)
+            x = x + self.event(self.hide_events(events, training=training))
         x = self.mask(x, training=training)  # an item and what happened to it
         if self.position:
             x = self.position(x, is_real, end)  # B L D
@@ -203,7 +210,7 @@ class SequenceTower(AbstractSequenceTower):
         if self.moment:
             x = self.moment(x, request_times)
         if self.context:
-            x = x + self.context(context)
+            x = x + self.context(self.hide_context(context, training=training))
         x = self.dropout(x, training=training)
         for i, block in enumerate(self.blocks):
             bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times)
@@ -230,5 +237,6 @@ class SequenceTower(AbstractSequenceTower):
             "normalize": self.normalize,
             "event_features": self.event_features,
             "context_features": self.context_features,
+            "feature_dropout_rate": self.feature_dropout_rate,
         }
         return super().get_config() | own

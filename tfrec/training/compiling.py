@@ -80,6 +80,7 @@ def build_model(
         config.mask_rate,
         event_features={feature.name: feature.spec for feature in features.get("events", [])},
         context_features={feature.name: feature.spec for feature in of_request},
+        feature_dropout_rate=config.feature_dropout_rate,
         name="sequence_tower",
         **own,
     )

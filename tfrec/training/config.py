@@ -32,7 +32,8 @@ ABOVE_0 = {
 }  # fmt: skip
 FROM_0 = {"init_stddev", "num_blocks", "seed", "warmup_epochs", "weight_decay"}
 FROM_0_BELOW_1 = {
-    "attention_dropout_rate", "cold_items", "dropout_rate", "id_dropout_rate", "label_smoothing", "mask_rate",
+    "attention_dropout_rate", "cold_items", "dropout_rate", "feature_dropout_rate", "id_dropout_rate", "label_smoothing",
+    "mask_rate",
 }  # fmt: skip
 FROM_0_TO_1 = {"calibration", "crop_rate", "final_rate", "reorder_rate", "seen_weight"}
 KINDS: dict[str, tuple[type, ...]] = {
@@ -47,7 +48,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 MODEL_FIELDS = (
     "max_length", "width", "num_blocks", "num_heads", "hidden_dim", "dropout_rate", "block", "positions", "attention_window",
     "time_bias", "calendar", "attention_dropout_rate", "mask_rate", "mlp_dims", "init_stddev", "item_init", "item_features",
-    "content_dims", "id_dropout_rate", "similarity", "precision", "task", "task_weight",
+    "content_dims", "id_dropout_rate", "feature_dropout_rate", "similarity", "precision", "task", "task_weight",
 )  # fmt: skip
 """The fields that describe the two towers and the second head; a model that `train` is given takes their place."""
 LOSS_FIELDS = ("loss", "num_negatives", "temperature", "seen_weight", "label_smoothing", "calibration")
@@ -88,6 +89,8 @@ class Config:
             ids alone; `"auto"`: by features where the data has some. Default: `"auto"`.
         content_dims: tuple of int, hidden widths of the MLP on the features; see `FeatureEmbedding`. Default: no MLP.
         id_dropout_rate: float, share of the items whose id training leaves out; see `ItemTower`. Default: 0.1 with features.
+        feature_dropout_rate: float, how much of the features of events, requests and users training hides, so that a request may
+            leave some out; see `FeatureDropout`. Default: 0.1.
         new_item_weight: float, the odds of new items, which content alone stands for, are multiplied by about this; see
             `new_item_row`. Default: 2.5.
         cold_items: float, share of the catalogue that is held out with all its events, to measure how new items are recommended;
@@ -163,6 +166,7 @@ class Config:
     item_features: str = "auto"
     content_dims: tuple[int, ...] = ()
     id_dropout_rate: float | None = None
+    feature_dropout_rate: float = 0.1
     new_item_weight: float = 2.5
     cold_items: float = 0.0
     similarity: str = "cosine"

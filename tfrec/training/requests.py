@@ -29,7 +29,9 @@ def read_request(
     histories: Sequence[Any] = [history] if is_one else history
     known = [vocabulary.encode(check_ids(one)) for one in histories]
     times = None if timestamps is None else [np.asarray(t, np.int64) for t in ([timestamps] if is_one else timestamps)]
-    of_events = {name: [values] if is_one else values for name, values in (events or {}).items()}
+    of_events = events or {}
+    if is_one and isinstance(of_events, Mapping):
+        of_events = {name: [values] for name, values in of_events.items()}
     features = encoder.of_columns([len(one) for one in known], of_events, context or {})
     asked = np.broadcast_to(np.asarray(request_time, np.int64), len(known))
     return is_one, known, {"timestamps": times, "request_times": asked, "features": features}

@@ -58,7 +58,7 @@ FORMAT = 3
 ABOUT, CONFIG, MODEL, WEIGHTS, SAMPLE = "run.json", "config.json", "model.json", "model.weights.h5", "sample.npz"
 HISTORY, METRICS, CHECKPOINT = "history.csv", "metrics.json", "checkpoint.npz"
 SAMPLE_USERS = 1000
-IDS_ALONE = {"item_features": "none", "id_dropout_rate": 0.0}
+IDS_ALONE = {"item_features": "none", "id_dropout_rate": 0.0, "feature_dropout_rate": 0.0}
 """What a config means that is older than features."""
 
 
@@ -347,7 +347,7 @@ class Run:
     def cold_items(self, data: PreparedData | str | os.PathLike | None = None) -> ColdItems:
         """The items that the run was trained without, from the data with them; see `data`."""
         assert self.config is not None
-        cold = ColdItems(self.settings.find_data(data), self.config.cold_items, self.config.seed)
+        cold = ColdItems(self.settings.find_data(data), self.config.cold_items, self.config.seed, self.targets)
         self.settings.check_data(cold.known)
         return cold
 
