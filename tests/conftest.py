@@ -13,9 +13,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from tfrec.data.datasets import prepare_dataset
+from tfrec.data.preparation import prepare
 from tfrec.data.prepared import PreparedData
 from tfrec.deploy.saved_model import export
 from tfrec.models.item_tower import ItemTower
@@ -84,6 +87,31 @@ def scann_export(run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "scann"
     export(run, folder, index="scann")
     return folder
+
+
+@pytest.fixture(scope="session")
+def device_data(tmp_path_factory) -> PreparedData:
+    """The device of a request decides its item: item-(n + 1) on a phone, item-(n + 2) on a desktop."""
+    rng, rows = np.random.default_rng(0), []
+    for user in range(300):
+        item = int(rng.integers(40))
+        for second in range(16):
+            device = str(rng.choice(["phone", "desktop"]))
+            item = (item + (1 if device == "phone" else 2)) % 40
+            kind, price = str(rng.choice(["view", "buy"])), float(rng.integers(1, 6))
+            rows.append((f"u{user}", f"item-{item}", 1000 + second, device, kind, price))
+    folder = tmp_path_factory.mktemp("devices")
+    columns = zip(("user", "item", "time", "device", "event type", "price"), zip(*rows, strict=True), strict=True)
+    pyarrow.parquet.write_table(pa.table({name: list(values) for name, values in columns}), folder / "log.parquet")
+    users = {"user": [f"u{user}" for user in range(300)], "age": ["young", "old"] * 150}
+    pyarrow.parquet.write_table(pa.table(users), folder / "users.parquet")
+    return prepare(
+        folder / "log.parquet",
+        folder / "data",
+        users=folder / "users.parquet",
+        event_features={"event type": "category", "price": "number"},
+        context={"device": "category", "event type": "category"},
+    )
 
 
 @pytest.fixture(scope="session")

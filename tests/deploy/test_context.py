@@ -6,14 +6,11 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import tensorflow as tf
 
 from tfrec.cli.main import main
 from tfrec.data.features import Feature, input_name, twin_input
-from tfrec.data.preparation import prepare
 from tfrec.deploy.catalogue import change_catalogue
 from tfrec.deploy.check import check
 from tfrec.deploy.litert import load, run_edge, to_litert
@@ -37,36 +34,11 @@ CONTEXT = {"device": "desktop", "event type": "buy", "age": "young"}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The device of a request decides its item: item-(n + 1) on a phone, item-(n + 2) on a desktop."""
-    rng, rows = np.random.default_rng(0), []
-    for user in range(300):
-        item = int(rng.integers(40))
-        for second in range(16):
-            device = str(rng.choice(["phone", "desktop"]))
-            item = (item + (1 if device == "phone" else 2)) % 40
-            kind, price = str(rng.choice(["view", "buy"])), float(rng.integers(1, 6))
-            rows.append((f"u{user}", f"item-{item}", 1000 + second, device, kind, price))
-    folder = tmp_path_factory.mktemp("devices")
-    columns = zip(("user", "item", "time", "device", "event type", "price"), zip(*rows, strict=True), strict=True)
-    pyarrow.parquet.write_table(pa.table({name: list(values) for name, values in columns}), folder / "log.parquet")
-    users = {"user": [f"u{user}" for user in range(300)], "age": ["young", "old"] * 150}
-    pyarrow.parquet.write_table(pa.table(users), folder / "users.parquet")
-    return prepare(
-        folder / "log.parquet",
-        folder / "data",
-        users=folder / "users.parquet",
-        event_features={"event type": "category", "price": "number"},
-        context={"device": "category", "event type": "category"},
-    )
-
-
-@pytest.fixture(scope="module")
-def device_run(data, tmp_path_factory):
+def device_run(device_data, tmp_path_factory):
     config = Config(
         max_length=16, width=16, num_blocks=1, dropout_rate=0.0, learning_rate=1e-2, epochs=25, batch_positions=512
     )
-    return train(config, data, tmp_path_factory.mktemp("run") / "run")
+    return train(config, device_data, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +54,9 @@ def server(device_export):
         yield server
 
 
-def test_the_device_decides(device_run, data):
+def test_the_device_decides(device_run, device_data):
     """Who does not know the device has an NDCG of .82 at best."""
+    data = device_data
     assert device_run.metrics["validation"]["ndcg@10"] > 0.9
     right = []
     for user in range(50):

@@ -1,4 +1,4 @@
-"""The server that the conformance tests talk to: any, by its address, or our own.
+"""The server that the conformance tests talk to: any, by its address, or our own, with a plain model and one with features.
 
 TFREC_SERVER=host:port        gRPC of a running server that holds an export of tfrec; without it our own is started
 TFREC_REST_SERVER=host:port   its REST API; without it port 8501 of the same host, where that answers
@@ -28,8 +28,16 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tfrec.deploy.saved_model import export
+from tfrec.training.config import Config
+from tfrec.training.fit import train
+
 TIMEOUT = 60.0
-DTYPES = {"k": tf.int32, "timestamps": tf.int64, "request_time": tf.int64}
+DTYPES = {"k": tf.int32}
+OWN = {"history", "exclude", "k", "candidates", "item_ids", "allow", "deny"}
+"""Inputs that every model has. A model that reads times or features has further ones beside `history`."""
+NONE = {tf.string: b"", tf.float32: np.nan, tf.int64: 0}
+"""The values that say nothing."""
 
 
 @dataclass
@@ -51,16 +59,25 @@ class Target:
     items: list[str] = field(default_factory=list)
 
     def request(self, signature_name: str = "", **inputs: Any) -> predict_pb2.PredictRequest:
-        """A request, with what a model that reads times wants besides."""
+        """A request, with what a model that reads times or features wants besides."""
         request = predict_pb2.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = self.model, signature_name
-        wanted = self.signatures.get(signature_name or "serving_default")
-        if wanted is not None and "history" in inputs and "request_time" in wanted.inputs:
-            rows = np.shape(inputs["history"])
-            inputs = {"timestamps": np.zeros(rows, np.int64), "request_time": np.zeros(rows[:1], np.int64)} | inputs
+        if "history" in inputs:
+            inputs = self.further(signature_name, np.shape(inputs["history"])) | inputs
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(tf.make_tensor_proto(value, DTYPES.get(name)))
         return request
+
+    def further(self, signature_name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """The inputs beside `OWN`, which say nothing, for histories of a shape."""
+        wanted = self.signatures.get(signature_name or "serving_default")
+        found = {}
+        for name, info in wanted.inputs.items() if wanted is not None else ():
+            if name not in OWN:
+                dtype = tf.dtypes.as_dtype(info.dtype)
+                rank = len(info.tensor_shape.dim)
+                found[name] = np.full(shape[:rank], NONE[dtype], object if dtype == tf.string else dtype.as_numpy_dtype)
+        return found
 
     def send(self, request: predict_pb2.PredictRequest, timeout: float = TIMEOUT) -> predict_pb2.PredictResponse:
         return prediction_service_pb2_grpc.PredictionServiceStub(self.channel).Predict(request, timeout)
@@ -116,14 +133,25 @@ def is_ours() -> bool:
 
 
 @pytest.fixture(scope="session")
+def features_export(device_data, tmp_path_factory):
+    """An export of a model that reads features of events, of requests and of users."""
+    folder = tmp_path_factory.mktemp("features")
+    config = Config(max_length=16, width=16, num_blocks=1, epochs=1)
+    export(train(config, device_data, folder / "run"), folder / "export", index="exact")
+    return folder / "export"
+
+
+@pytest.fixture(scope="session", params=["exact_export", "features_export"])
 def target(request) -> Iterator[Target]:
     with contextlib.ExitStack() as stack:
         address, rest = os.environ.get("TFREC_SERVER"), os.environ.get("TFREC_REST_SERVER", "")
         if address is None:
             from tfrec_serving.server import Server
 
-            server = stack.enter_context(Server(request.getfixturevalue("exact_export"), 0, 0))
+            server = stack.enter_context(Server(request.getfixturevalue(request.param), 0, 0))
             address, rest = f"127.0.0.1:{server.port}", f"127.0.0.1:{server.rest_api_port}"
+        elif request.param != "exact_export":
+            pytest.skip("the server that was named has a model of its own")
         channel = stack.enter_context(grpc.insecure_channel(address))
         grpc.channel_ready_future(channel).result(TIMEOUT)
         found = Target(channel, "", os.environ.get("TFREC_MODEL", ""))
