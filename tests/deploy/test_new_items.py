@@ -169,6 +169,10 @@ def test_columns_of_new_items_take_the_types_of_the_catalogue(run):
     assert by_text.items["genres"].to_pylist()[-1] == ["interest 3", "interest 4"]
     vectors = [np.array(changed.model.item_tower.catalogue())[-1] for changed in (by_text, by_lists)]
     np.testing.assert_array_equal(*vectors)
+    bars = pa.array(["|".join(own) for own in run.items["genres"].to_pylist()])
+    barred = run.items.set_column(run.items.column_names.index("genres"), "genres", bars)
+    of_bars = change_catalogue(dataclasses.replace(run, items=barred), lists)
+    assert of_bars.items["genres"].to_pylist()[-1] == "interest 3|interest 4"
     wrong = lists.append_column("num_events", pa.array(["many"]))
     with pytest.raises(
         ValueError, match="Column `num_events` of the new items holds string, and that of the catalogue int64"

@@ -127,8 +127,12 @@ def with_rows(items: pa.Table, new: pa.Table) -> pa.Table:
 
 
 def _as_type(column: pa.ChunkedArray, type_: pa.DataType, name: str) -> pa.ChunkedArray:
-    """A column of new items in the type that the catalogue has; text between bars where that has lists."""
+    """A column of new items in the type that the catalogue has; lists of text between bars, and the other way round."""
     try:
+        if is_list(column.type) and pa.types.is_string(type_):
+            return pa.chunked_array(
+                [[None if value is None else "|".join(values_of(value)) for value in column.to_pylist()]], type_
+            )
         if is_list(type_) and not is_list(column.type):
             values = [None if value is None else values_of(value) for value in column.to_pylist()]
             return pa.chunked_array([pa.array(values, pa.list_(pa.string())).cast(type_)])
