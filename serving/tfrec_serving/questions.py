@@ -40,6 +40,10 @@ class Question(NamedTuple):
     read: Callable[[Inputs], Any]
 
 
+FIXED = {"history", "exclude", "k", "allow", "deny", "candidates", "item_ids", "timestamps", "request_time"}
+"""Inputs that are no columns."""
+
+
 def _query(
     history: Sequence[Id],
     timestamps: Sequence[int] | None,
@@ -53,16 +57,27 @@ def _query(
     for argument, given in (("events", events), ("context", context)):
         if not isinstance(given or {}, Mapping):
             raise TypeError(f"`{argument}` is a dict by the names of columns. Received: {reprlib.repr(given)}.")
+    if wrong := [column for column in [*(events or {}), *(context or {})] if not isinstance(column, str)]:
+        raise TypeError(
+            f"`events` and `context` are dicts by the names of columns. Received: {reprlib.repr(wrong[0])}."
+        )
+    features: Inputs = {}
     for column, values in (events or {}).items():
         found = "text" if isinstance(values, str) else f"shape {np.shape(values)}"
         if found != f"shape {wanted}":
             raise ValueError(f"`events`: {column!r} has a value for each item: shape {wanted}. Received: {found}.")
         if any(value is not None for value in values):
             name, row = feature_input(column, list(values))
-            inputs[name] = row[np.newaxis]
+            if name in FIXED or name in features:
+                raise ValueError(f"`events`: {column!r} is no column of its own, but the input `{name}`.")
+            features[name] = row[np.newaxis]
     for column, value in (context or {}).items():
         if value is not None:
-            inputs |= [feature_input(column, [value], "request_")]
+            name, row = feature_input(column, [value], "request_")
+            if name in FIXED or name in features:
+                raise ValueError(f"`context`: {column!r} is no column of its own, but the input `{name}`.")
+            features[name] = row
+    inputs |= features
     if timestamps is None:
         if request_time is not None:
             raise ValueError("`request_time` goes with `timestamps`, the time of each item of the history.")

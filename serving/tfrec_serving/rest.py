@@ -21,7 +21,6 @@ import numpy as np
 import tensorflow as tf
 from aiohttp import web
 from google.protobuf import json_format
-from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfrec_serving import grpc_services
 from tfrec_serving.predictor import Predictor
@@ -87,7 +86,9 @@ def to_array(value: Any, name: str, dtype: tf.DType, rank: int) -> np.ndarray:
             numbers = np.array(flat)
             if not np.can_cast(numbers.dtype, np.float64):
                 raise ValueError("out of range")
-            with np.errstate(invalid="ignore"):  # of NaN as an integer, which the next line refuses
+            with np.errstate(
+                invalid="ignore", over="ignore"
+            ):  # of NaN as an integer, which the next line refuses; 1e300 is infinite
                 array = numbers.astype(dtype.as_numpy_dtype)
             if dtype.is_integer and not np.array_equal(array, numbers):
                 raise ValueError("out of range, or not whole numbers")
@@ -119,13 +120,12 @@ def parse_request(body: bytes | bytearray, servable: Servable) -> tuple[str, dic
         message = f'Serving signature name: "{signature_name}" not found in signature def'
         raise RequestError("INVALID_ARGUMENT", message) from None
     is_row = "instances" in request
-    columns = _columns(request["instances"], definition) if is_row else request["inputs"]
+    required = servable.required(definition)
+    columns = _columns(request["instances"], required) if is_row else request["inputs"]
     if not isinstance(columns, dict) or (list(columns) == ["b64"] and "b64" not in definition.inputs):
-        if len(definition.inputs) != 1:
-            raise RequestError(
-                "INVALID_ARGUMENT", f"`inputs` must be an object with: {', '.join(sorted(definition.inputs))}."
-            )
-        columns = {next(iter(definition.inputs)): columns}
+        if len(required) != 1:
+            raise RequestError("INVALID_ARGUMENT", f"`inputs` must be an object with: {', '.join(required)}.")
+        columns = {required[0]: columns}
     inputs = {}
     for name, value in columns.items():
         if name in definition.inputs:
@@ -136,17 +136,15 @@ def parse_request(body: bytes | bytearray, servable: Servable) -> tuple[str, dic
     return signature_name or "serving_default", inputs, is_row
 
 
-def _columns(instances: Any, definition: meta_graph_pb2.SignatureDef) -> dict[str, list]:
-    """Rows to columns."""
+def _columns(instances: Any, required: list[str]) -> dict[str, list]:
+    """Rows to columns; a row that is no object is the one input that is required."""
     if not isinstance(instances, list) or not instances:
         raise RequestError("INVALID_ARGUMENT", "`instances` must be a list with at least one row.")
     is_named = [isinstance(row, dict) and list(row) != ["b64"] for row in instances]
     if not any(is_named):
-        if len(definition.inputs) != 1:
-            raise RequestError(
-                "INVALID_ARGUMENT", f"Each instance must be an object with: {', '.join(sorted(definition.inputs))}."
-            )
-        return {next(iter(definition.inputs)): instances}
+        if len(required) != 1:
+            raise RequestError("INVALID_ARGUMENT", f"Each instance must be an object with: {', '.join(required)}.")
+        return {required[0]: instances}
     names = set(instances[0]) if is_named[0] else set()
     if not all(is_named) or any(set(row) != names for row in instances):
         raise RequestError("INVALID_ARGUMENT", "Every instance must be an object with the same names.")

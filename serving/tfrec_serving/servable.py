@@ -189,15 +189,21 @@ class Servable:
             )
         return dict(inputs)
 
+    def required(self, definition: meta_graph_pb2.SignatureDef) -> list[str]:
+        """The inputs of a signature that a request cannot leave out."""
+        return sorted(set(definition.inputs) - self._may_lack)
+
     def _filled(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """The inputs, with "" or NaN of the size of the history in those features that are left out."""
         history = inputs.get("history")
-        if not self._may_lack or history is None or history.ndim != 2:
+        if not self._may_lack or history is None:
             return inputs
         specs, filled = self._specs[signature_name], dict(inputs)
         for name in self._may_lack & set(specs) - set(inputs):
             dtype, shape = specs[name]
-            size = history.shape[: len(shape or ())]
+            size = (*history.shape, 1, 1)[
+                : len(shape or ())
+            ]  # of a history of another rank too, which is refused by its name
             filled[name] = np.full(size, b"", object) if dtype == "string" else np.full(size, np.nan, dtype)
         return filled
 
@@ -308,9 +314,8 @@ def _check_names(inputs: Mapping[str, np.ndarray], definition: meta_graph_pb2.Si
     sent, wanted = set(inputs), set(definition.inputs)
     if sent != wanted:
         join = lambda names: "{" + ",".join(sorted(names)) + "}"  # noqa: E731
-        raise RequestError(
-            "INVALID_ARGUMENT",
-            f"input size does not match signature: {len(sent)}!={len(wanted)} "
-            f"len({join(sent)}) != len({join(wanted)}). Sent extra: {join(sent - wanted)}. "
-            f"Missing but required: {join(wanted - sent)}.",
-        )
+        sizes = f"input size does not match signature: {len(sent)}!={len(wanted)}"
+        names = f" len({join(sent)}) != len({join(wanted)})"
+        others = f". Sent extra: {join(sent - wanted)}. Missing but required: {join(wanted - sent)}."
+        is_long = len(sizes + names + others) > LONGEST_MESSAGE  # what counts comes last
+        raise RequestError("INVALID_ARGUMENT", sizes + others if is_long else sizes + names + others)

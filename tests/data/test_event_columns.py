@@ -459,7 +459,7 @@ def test_the_command_reads_columns_of_events_and_users(tmp_path):
     pd.DataFrame({"user": ["u", "v"], "age": [30, 40]}).to_csv(tmp_path / "users.csv", index=False)
     arguments = [
         *("prepare", tmp_path / "log.csv", "--out", tmp_path / "out", "--event-feature", "price=number"),
-        *("--event-feature", "event_type", "--context", "is_app=category,event_type"),
+        *("--event-feature", "event_type", "--context", "is_app=category", "--context", "event_type"),
         *("--users", tmp_path / "users.csv", "--user-feature", "age=number"),
     ]
     result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})

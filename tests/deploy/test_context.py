@@ -106,6 +106,17 @@ def test_the_same_over_the_network(device_run, server, scheme):
         assert client.recommend([], 5)
         with pytest.raises(ServingError, match="Sent extra: {colour}"):
             client.recommend(HISTORY, 5, events={"colour": [1.0] * 4})
+        for argument in ({"events": {"history": list("abcd")}}, {"events": {"k": [1] * 4}}, {"context": {"time": 1}}):
+            with pytest.raises(ValueError, match="is no column of its own, but the input"):
+                client.recommend(HISTORY, 5, **argument)
+        with pytest.raises(ValueError, match="'event.type' is no column of its own, but the input `event_type`"):
+            client.recommend(HISTORY, 5, events=EVENTS | {"event.type": ["view"] * 4})
+        with pytest.raises(TypeError, match="`events` and `context` are dicts by the names of columns. Received: 1"):
+            client.recommend(HISTORY, 5, context={1: "phone"})
+        with pytest.raises(ServingError, match="Missing but required: {candidates,history}|must have shape"):
+            client.predict("score", surplus=np.zeros(1))
+        with pytest.raises(ServingError, match='input "history" must have shape'):
+            client.predict("embed_history", history=["item-3"])
         with pytest.raises(ServingError, match='input "request_device" (must be|is no tensor of|must hold) string'):
             client.recommend(HISTORY, 5, context={"device": 3})
 
@@ -117,6 +128,9 @@ def test_rest_rows_may_leave_features_out(device_run, server):
         rows = json.load(answer)["predictions"]
     expected = device_run.recommend(row["history"], 10, context={"device": "phone"})
     assert [found["item_ids"] for found in rows] == [expected.item_ids.tolist()] * 2
+    with urllib.request.urlopen(url, json.dumps({"instances": [["item-3", "item-5"]]}).encode()) as answer:
+        (found,) = json.load(answer)["predictions"]
+    assert found["item_ids"] == device_run.recommend(row["history"], 10).item_ids.tolist()
 
 
 def test_the_signatures_are_the_golden_ones(device_export, server):

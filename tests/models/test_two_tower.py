@@ -530,6 +530,16 @@ def test_the_exported_model_shifts_the_context(featured, tmp_path):
     np.testing.assert_allclose(found, model.predict(inputs, verbose=0), atol=1e-5)
 
 
+def test_the_exported_model_has_inputs_that_tensorflow_takes(tmp_path):
+    told = {"2nd device": {"kind": "category", "num_values": 2}, "self": {"kind": "number"}}
+    model = TwoTower(ItemTower(5, 4), SequenceTower(6, num_heads=1, num_blocks=1, context_features=told))
+    model.build()
+    model.export(tmp_path / "export")
+    served = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_default"]
+    own = {"column_2nd_device", "request_column_2nd_device", "column_self", "request_column_self"}
+    assert set(served.structured_input_signature[1]) == own | {"history"}
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_reads_features_whole(featured, policy):
     """200,010 is beyond float16, and bfloat16 would not tell it from 199,990."""

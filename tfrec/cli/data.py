@@ -97,9 +97,10 @@ def prepare(
         ),
     ] = None,
     context: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="NAME or NAME=KIND, with commas, of columns of the log that are read of the event to be found, as of a request."
+            help="NAME or NAME=KIND, with commas, of columns of the log that are read of the event to be found, as of a request; "
+            "may be repeated."
         ),
     ] = None,
     users_format: Annotated[
@@ -158,7 +159,7 @@ def prepare(
         "item_features": dict(map(_feature, item_feature or [])),
         "text_encoder": text_encoder,
         "event_features": dict(map(_feature, event_feature or [])),
-        "context": dict(map(_feature, _list(context))),
+        "context": dict(map(_feature, [one for text in context or () for one in _list(text)])),
         "user_features": dict(map(_feature, user_feature or [])),
     }
     if len(source) == 1 and source[0] in datasets.NAMES:

@@ -83,6 +83,21 @@ def _print_export(version: Path) -> None:
             )
 
 
+def _print_missing(version: Path, columns: list[str]) -> None:
+    """Say which columns that new items are known by are not there."""
+    from tfrec.data.kinds import meant
+    from tfrec.deploy.saved_model import MANIFEST
+
+    manifest = json.loads((version / MANIFEST).read_text(encoding="utf-8"))
+    for feature in manifest.get("item_features", []):
+        if feature["column"] not in columns:
+            hint = meant(feature["column"], columns)
+            out.print(
+                f"  column {feature['column']!r} is not in the file of new items: they have no value.{hint}",
+                markup=False,
+            )
+
+
 def refresh(
     export: Annotated[Path, typer.Argument(help="Export folder; its newest version is refreshed.")],
     items: Annotated[Path | None, typer.Option(help=ITEMS_HELP)] = None,
@@ -91,11 +106,14 @@ def refresh(
 ) -> None:
     """Write the next version of an export, with items added or removed, without training."""
     from tfrec.deploy.catalogue import read_changes
+    from tfrec.deploy.saved_model import latest_version
     from tfrec.deploy.saved_model import refresh as refresh_export
 
     if items is None and remove is None:
         raise typer.BadParameter("Pass --items FILE, --remove FILE or both.")
     added, removed = read_changes(items, remove)
+    if added is not None:
+        _print_missing(latest_version(export), added.column_names)
     _print_export(refresh_export(export, add_items=added, remove_items=removed, run=run))
 
 

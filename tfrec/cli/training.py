@@ -144,7 +144,7 @@ def evaluate(
         result = evaluate_data(prepared, split, repeats=repeats or "exclude", targets=target or ())
         if cold_items:
             result["cold_items"] = evaluate_cold_items(
-                ColdItems(prepared, cold_items, rules=tuple(target or ())), split
+                ColdItems(prepared, cold_items, rules=tuple(target or ())), split, repeats=repeats or "exclude"
             )
     else:
         from tfrec.training.run import Run
@@ -170,7 +170,7 @@ def evaluate(
         result = evaluate_data(trained.data(data), split, trained.model, repeats=chosen, targets=trained.targets)
         if config and held_out:
             cold, boost = trained.cold_items(data), config.new_item_boost
-            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, boost)
+            result["cold_items"] = evaluate_cold_items(cold, split, trained.model, boost, chosen)
     if json_file == Path("-"):
         print(json.dumps(result, indent=2))
         return

@@ -137,7 +137,9 @@ def value_lists(name: str, array: pa.Array, separator: str = "") -> tuple[pa.Arr
 
 def _otherwise(name: str, kind: str = "") -> str:
     """What to do about a column that is not of its kind."""
-    return f"Mend it, give the column another kind ({kind or 'category'}), or leave it out ({name}=none)."
+    return (
+        f"Mend it, or give the column another kind ({kind or 'category'}) or none ({name}=none) when data is prepared."
+    )
 
 
 def _is_text(type_: pa.DataType) -> bool:

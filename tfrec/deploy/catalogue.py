@@ -55,7 +55,8 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         )
     known = {item_id: number for number, item_id in enumerate(ids)}
     if unknown := [i for i in removed if i not in known]:
-        raise ValueError(f"There is no item {unknown[0]!r} to remove, nor {len(unknown) - 1} others.")
+        others = f", nor {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        raise ValueError(f"There is no item {unknown[0]!r} to remove{others}.")
     table = vectors_of(tower)
     features = content_features(run)
     hints = {VECTOR, SIMILAR} - {feature.name for feature in features}

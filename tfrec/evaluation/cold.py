@@ -33,6 +33,7 @@ def evaluate_cold_items(
     part: str = "test",
     model: TwoTower | None = None,
     boost: float = 0.0,
+    repeats: str = "exclude",
 ) -> dict[str, Any]:
     """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
 
@@ -46,6 +47,7 @@ def evaluate_cold_items(
         model: `TwoTower` that was trained on `cold.known`, with content of its item features; a model without content, or whose
             content reads other features, knows nothing of new items, and scores them 0. Default: the baselines alone.
         boost: float, see `new_item_row`. Default: 0.
+        repeats: str, `"exclude"` or `"allow"`; see `rank`. Default: `"exclude"`.
     Returns:
         `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
         "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `ranking_metrics`.
@@ -77,7 +79,7 @@ def evaluate_cold_items(
     result: dict[str, Any] = {}
     for name, scorer_of in contenders.items():
         found = {
-            group: rank(scorer_of(targets), known.item_index, *targets, cold.data.num_items, f"{group} items")
+            group: rank(scorer_of(targets), known.item_index, *targets, cold.data.num_items, f"{group} items", repeats)
             for group, targets in groups.items()
         }
         number = {group: len(targets.items) for group, targets in groups.items()}

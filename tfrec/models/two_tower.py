@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from tfrec.data.batches import prepare_inputs
+from tfrec.data.features import input_name
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.layers.pooling import newest
 from tfrec.models.ranking_metrics import RankingMetric, target_ranks
@@ -275,10 +276,11 @@ class TwoTower(keras.Model):
             inputs["timestamps"] = keras.InputSpec("int64", (None, None), name="timestamps")
             inputs["request_time"] = keras.InputSpec("int64", (None,), name="request_time")
         tower = self.sequence_tower
-        for name, spec in {**tower.event_features, **tower.context_features}.items():
-            dtype = "float32" if spec["kind"] == "number" else "int32"
+        names = {column: input_name(column) for column in (*tower.event_features, *tower.context_features)}
+        for column, spec in {**tower.event_features, **tower.context_features}.items():
+            dtype, name = "float32" if spec["kind"] == "number" else "int32", names[column]
             inputs[name] = keras.InputSpec(dtype, (None, None), name=name)
-            if name in tower.context_features:
+            if column in tower.context_features:
                 inputs[f"request_{name}"] = keras.InputSpec(dtype, (None,), name=f"request_{name}")
 
         def embed(given):
@@ -287,9 +289,9 @@ class TwoTower(keras.Model):
                 tower.max_length,
                 given.get("timestamps"),
                 given.get("request_time"),
-                events={name: given[name] for name in tower.event_features},
-                event_context={name: given[name] for name in tower.context_features},
-                request_context={name: given[f"request_{name}"] for name in tower.context_features},
+                events={column: given[names[column]] for column in tower.event_features},
+                event_context={column: given[names[column]] for column in tower.context_features},
+                request_context={column: given[f"request_{names[column]}"] for column in tower.context_features},
             )
             return {"embedding": self.embed_history(prepared)}
 
