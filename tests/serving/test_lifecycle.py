@@ -288,7 +288,7 @@ def test_batches_give_what_single_requests_give(base, tmp_path, padded, run, dat
                 history = data.vocabulary.decode(data.history(user))[: 1 + user % 5]
                 expected = client.recommend(history, 5 + user % 3)
                 assert [r.item_id for r in answer] == [r.item_id for r in expected]
-                np.testing.assert_allclose([r.score for r in answer], [r.score for r in expected], rtol=1e-4)
+                np.testing.assert_allclose([r.score for r in answer], [r.score for r in expected], rtol=1e-4, atol=1e-6)
         with urllib.request.urlopen(f"http://127.0.0.1:{server.rest_api_port}/metrics") as scraped:
             text = scraped.read().decode()
     assert ':tensorflow:serving:request_count{model_name="default",status="OK"} 24' in text
