@@ -9,7 +9,6 @@ them; takes steps with and without the features in turn; makes a run of the mode
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -96,7 +95,7 @@ def compare_steps(data: tfrec.PreparedData) -> tfrec.TwoTower:
     takes = {"all": with_features, "none": without}
     for take in takes.values():
         take(WARM_UP)
-    found = [{name: take(STEPS) for name, take in takes.items()} for _ in itertools.repeat(None, TURNS)]
+    found = [{name: take(STEPS) for name, take in takes.items()} for _ in range(TURNS)]
     ratios = [turn["all"] / turn["none"] for turn in found]
     medians = {name: 1e3 * float(np.median([turn[name] for turn in found])) for name in takes}
     print(

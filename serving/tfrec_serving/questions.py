@@ -62,21 +62,22 @@ def _query(
             f"`events` and `context` are dicts by the names of columns. Received: {reprlib.repr(wrong[0])}."
         )
     features: Inputs = {}
+
+    def put(argument: str, column: str, name: str, row: np.ndarray) -> None:
+        if name in FIXED or name in features:
+            raise ValueError(f"`{argument}`: {column!r} is no column of its own, but the input `{name}`.")
+        features[name] = row
+
     for column, values in (events or {}).items():
         found = "text" if isinstance(values, str) else f"shape {np.shape(values)}"
         if found != f"shape {wanted}":
             raise ValueError(f"`events`: {column!r} has a value for each item: shape {wanted}. Received: {found}.")
         if any(value is not None for value in values):
             name, row = feature_input(column, list(values))
-            if name in FIXED or name in features:
-                raise ValueError(f"`events`: {column!r} is no column of its own, but the input `{name}`.")
-            features[name] = row[np.newaxis]
+            put("events", column, name, row[np.newaxis])
     for column, value in (context or {}).items():
         if value is not None:
-            name, row = feature_input(column, [value], "request_")
-            if name in FIXED or name in features:
-                raise ValueError(f"`context`: {column!r} is no column of its own, but the input `{name}`.")
-            features[name] = row
+            put("context", column, *feature_input(column, [value], "request_"))
     inputs |= features
     if timestamps is None:
         if request_time is not None:

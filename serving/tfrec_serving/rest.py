@@ -86,9 +86,8 @@ def to_array(value: Any, name: str, dtype: tf.DType, rank: int) -> np.ndarray:
             numbers = np.array(flat)
             if not np.can_cast(numbers.dtype, np.float64):
                 raise ValueError("out of range")
-            with np.errstate(
-                invalid="ignore", over="ignore"
-            ):  # of NaN as an integer, which the next line refuses; 1e300 is infinite
+            # NaN as an integer is refused below; 1e300 is infinite as a float32
+            with np.errstate(invalid="ignore", over="ignore"):
                 array = numbers.astype(dtype.as_numpy_dtype)
             if dtype.is_integer and not np.array_equal(array, numbers):
                 raise ValueError("out of range, or not whole numbers")

@@ -199,11 +199,10 @@ class Servable:
         if not self._may_lack or history is None:
             return inputs
         specs, filled = self._specs[signature_name], dict(inputs)
+        size_of_two = (*history.shape, 1, 1)[:2]  # a history of another rank is refused by its own name
         for name in self._may_lack & set(specs) - set(inputs):
             dtype, shape = specs[name]
-            size = (*history.shape, 1, 1)[
-                : len(shape or ())
-            ]  # of a history of another rank too, which is refused by its name
+            size = size_of_two[: len(shape or ())]
             filled[name] = np.full(size, b"", object) if dtype == "string" else np.full(size, np.nan, dtype)
         return filled
 

@@ -141,11 +141,11 @@ def evaluate(
 
     if baselines_only:
         prepared = PreparedData.open(run)
-        result = evaluate_data(prepared, split, repeats=repeats or "exclude", targets=target or ())
+        rules, chosen = tuple(target or ()), repeats or "exclude"
+        result = evaluate_data(prepared, split, repeats=chosen, targets=rules)
         if cold_items:
-            result["cold_items"] = evaluate_cold_items(
-                ColdItems(prepared, cold_items, rules=tuple(target or ())), split, repeats=repeats or "exclude"
-            )
+            cold = ColdItems(prepared, cold_items, rules=rules)
+            result["cold_items"] = evaluate_cold_items(cold, split, repeats=chosen)
     else:
         from tfrec.training.run import Run
 

@@ -147,7 +147,7 @@ def settle_values(events: Events, columns: Sequence[EventColumn]) -> pa.Table:
         The refused rows.
     """
     refused = [REFUSED.empty_table()]
-    for name, kind in ((column.name, column.kind) for column in columns):
+    for name, kind in ((column.name, column.kind) for column in columns if column.kind != "number"):
         values, counts = events.values[name], events.count(name)
         is_wrong = (counts > 0) & ~_matches(values, f"^({NUMBER})$")
         if kind == TOLD and 0 < counts[is_wrong].sum() <= BROKEN * counts.sum():
@@ -156,11 +156,7 @@ def settle_values(events: Events, columns: Sequence[EventColumn]) -> pa.Table:
                 refused.append(events.refuse(name, is_wrong, f"{name} is no number"))
                 counts[is_wrong] = 0
         used = values.filter(pa.array(counts > 0))
-        if (
-            kind != "number"
-            and _matches(used, r"\.0+$").any()
-            and _matches(used, r"^[+-]?(0|[1-9][0-9]*)(\.0+)?$").all()
-        ):
+        if _matches(used, r"\.0+$").any() and _matches(used, r"^[+-]?(0|[1-9][0-9]*)(\.0+)?$").all():
             events.rewrite(name, pc.replace_substring_regex(values, r"\.0+$", ""))
     return pa.concat_tables(refused)
 

@@ -155,14 +155,21 @@ class Events:
         column, wrong = f"c{self.columns.index(name)}", np.flatnonzero(is_wrong)
         reasons = [f"{reason}: {value[:40]}" for value in self.values[name].take(pa.array(wrong)).to_pylist()]
         self.con.register("wrong", pa.table({"code": wrong, "reason": pa.array(reasons, pa.string())}))
-        refused = self.con.sql(
-            f"SELECT (place // {PLACES})::INTEGER AS file, place % {PLACES} AS line, reason FROM events, wrong "
-            f"WHERE {column} = code"
+        refused = self._take_out(
+            f"{column} IN (SELECT code FROM wrong)", f"(SELECT reason FROM wrong WHERE code = {column})"
         )
-        table = refused.to_arrow_table().cast(REFUSED)
-        self.con.execute(f"DELETE FROM events WHERE {column} IN (SELECT code FROM wrong)")
         self.con.unregister("wrong")
-        return table
+        return refused
+
+    def _take_out(self, where: str, reason: str) -> pa.Table:
+        """Delete the events for which an SQL condition holds, and return them as refused rows with an SQL expression as the reason.
+
+        By event and not by place: the events of a session share theirs.
+        """
+        place = f"(place // {PLACES})::INTEGER AS file, place % {PLACES} AS line"
+        refused = self.con.sql(f"SELECT {place}, {reason} AS reason FROM events WHERE {where}").to_arrow_table()
+        self.con.execute(f"DELETE FROM events WHERE {where}")
+        return refused.cast(REFUSED)
 
     def rewrite(self, name: str, texts: pa.Array) -> None:
         """Write the values of a column otherwise: what becomes the same text becomes one value."""
@@ -199,16 +206,10 @@ class Events:
         ).fetchall()[0]
         refused = REFUSED.empty_table()
         if good < found[0] + found[1]:
-            refused = (
-                self.con.sql(f"""
-                SELECT (place // {PLACES})::INTEGER AS file, place % {PLACES} AS line, CASE WHEN kind = 0 THEN 'missing time'
-                ELSE 'time is no date of 1970 to 2262: ' || {_whole()} END AS reason FROM timed WHERE t IS NULL OR t < 0
-            """)
-                .to_arrow_table()
-                .cast(REFUSED)
+            refused = self._take_out(
+                f"{nanoseconds(unit)} IS NULL OR {nanoseconds(unit)} < 0",
+                f"CASE WHEN kind = 0 THEN 'missing time' ELSE 'time is no date of 1970 to 2262: ' || {_whole()} END",
             )
-            # by row: the events of a session share their place
-            self.con.execute(f"DELETE FROM events WHERE {nanoseconds(unit)} IS NULL OR {nanoseconds(unit)} < 0")
         resolution = next(name for name, lost in zip(NANOSECONDS, loses, strict=True) if not lost)
         if early or late:
             notes.append(

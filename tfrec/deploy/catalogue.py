@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tfrec.data.encoding import encode_table
-from tfrec.data.features import Feature
 from tfrec.data.items import read_items
 from tfrec.data.prepared import PreparedData
 from tfrec.data.rows import is_list
@@ -22,7 +21,7 @@ from tfrec.evaluation.ranking import embed_histories
 from tfrec.files import write_whole
 from tfrec.index.filters import values_of
 from tfrec.models.item_tower import ItemTower
-from tfrec.models.new_items import as_table, content_vectors, new_item_row, vectors_of, with_table
+from tfrec.models.new_items import as_table, content_features, content_vectors, new_item_row, vectors_of, with_table
 from tfrec.training.run import Run
 
 VECTOR, SIMILAR = "vector", "similar_to"
@@ -58,23 +57,24 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         others = f", nor {len(unknown) - 1} others" if len(unknown) > 1 else ""
         raise ValueError(f"There is no item {unknown[0]!r} to remove{others}.")
     table = vectors_of(tower)
-    features = content_features(run)
+    features = content_features(tower, run.features.get("items", []))
     hints = {VECTOR, SIMILAR} - {feature.name for feature in features}
     rows: list[dict[str, Any]] = []
     if added is not None:
         rows = added.select([name for name in added.column_names if name in {"item_id", *hints}]).to_pylist()
     new = np.zeros((len(rows), table.shape[1]), np.float32)
     if added is not None and features:
-        new = content_vectors(tower, encode_table(features, added)[0], row_of_new_items(run))
+        row_of_new = row_of_new_items(run, embed_histories(run.model, run.split(), "validation"))
+        new = content_vectors(tower, encode_table(features, added)[0], row_of_new)
     # Candidates are L2-normalised, but histories read the raw rows: a new row gets the median norm.
     length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None
-    there = set(known)
+    seen: set[str] = set()
     for number, row in enumerate(rows):
-        if row["item_id"] in there:
+        if row["item_id"] in known or row["item_id"] in seen:
             raise ValueError(
                 f"Item {row['item_id']!r} is in the catalogue already, or twice among the new items. Leave it out of these."
             )
-        there.add(row["item_id"])
+        seen.add(row["item_id"])
         if (vector := _vector(row, known, table, length, has_content=bool(features))) is not None:
             new[number] = vector
     gone = set(removed)
@@ -94,19 +94,9 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
     return dataclasses.replace(run, model=model, vocabulary=vocabulary, items=items, sample=sample)
 
 
-def content_features(run: Run) -> list[Feature]:
-    """The features that embed a new item; none where the content of the model reads others than the columns of the run."""
-    tower = run.model.item_tower
-    if not isinstance(tower, ItemTower) or tower.content is None:
-        return []
-    found = [feature for feature in run.features.get("items", []) if feature.name in tower.features]
-    return found if len(found) == len(tower.features) else []
-
-
-def row_of_new_items(run: Run) -> np.ndarray:
-    """`new_item_row` by the histories of a run's sample and its config."""
+def row_of_new_items(run: Run, queries: np.ndarray) -> np.ndarray:
+    """`new_item_row` by the queries of validation and the config of a run."""
     boost = 0.0 if run.config is None else run.config.new_item_boost
-    queries = embed_histories(run.model, run.split(), "validation")
     return new_item_row(run.model.item_tower, queries, boost)
 
 

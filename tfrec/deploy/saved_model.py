@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfrec.data.encoding import encode_table, input_spec
 from tfrec.data.features import Feature
 from tfrec.data.prepared import ITEMS
-from tfrec.deploy.catalogue import change_catalogue, content_features, row_of_new_items, with_rows
+from tfrec.deploy.catalogue import change_catalogue, row_of_new_items, with_rows
 from tfrec.deploy.check import WARMUP, check
 from tfrec.deploy.serving_model import NewItems, build_serving_model
 from tfrec.deploy.warmup import write_warmup
@@ -36,6 +36,7 @@ from tfrec.files import scratch
 from tfrec.formats import check_format
 from tfrec.index import recall as measure_recall
 from tfrec.index.inputs import describe_inputs
+from tfrec.models.new_items import content_features
 from tfrec.training.run import Run
 from tfrec.version import __version__
 
@@ -133,10 +134,9 @@ def _write(
     run = run if isinstance(run, Run) else Run.open(run)
     split = run.split()
     tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
-    tower, features = run.model.item_tower, content_features(run)
-    new_items = None
-    if features:
-        new_items = NewItems(tower, features, row_of_new_items(run))
+    tower = run.model.item_tower
+    features = content_features(tower, run.features.get("items", []))
+    new_items = NewItems(tower, features, row_of_new_items(run, tuning)) if features else None
     unknown = {} if add_items is None or new_items is None else encode_table(features, add_items)[1]
     run = change_catalogue(run, add_items, remove_items) if add_items is not None or remove_items else run
     queries = tuning if len(tuning) else None

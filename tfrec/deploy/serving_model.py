@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.data.encoding import FeatureEncoder, input_spec
-from tfrec.data.features import Feature
+from tfrec.data.features import Feature, input_name, twin_input
 from tfrec.data.splits import keeps_seen
 from tfrec.data.task_columns import output_name
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
@@ -57,11 +57,10 @@ class NewItems(tf.Module):
         self.encoder = FeatureEncoder(features)
         self._tower = lambda: tower  # behind a function, or its id table would be saved
         self._variables = [v.value for layer in (tower.content, *tower.mlp) for v in layer.variables]
-        inputs = [input_spec(feature) for feature in features]
-        names = [spec.name for spec in inputs]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"Two item features would be the input {min(twice)!r} of a served model: rename a column.")
-        self.embed = _traced(self._embed, inputs)
+        if twins := twin_input(feature.name for feature in features):
+            name = input_name(twins[1])
+            raise ValueError(f"Two item features would be the input {name!r} of a served model: rename a column.")
+        self.embed = _traced(self._embed, [input_spec(feature) for feature in features])
 
     def _embed(self, *columns):
         given = zip(self.encoder.features, columns, strict=True)

@@ -15,8 +15,7 @@ from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Popularity
 from tfrec.evaluation.content_knn import ContentKNN
 from tfrec.evaluation.ranking import Scorer, embed, embed_histories, rank
-from tfrec.models.item_tower import ItemTower
-from tfrec.models.new_items import content_vectors, new_item_row, vectors_of
+from tfrec.models.new_items import content_features, content_vectors, new_item_row, vectors_of
 from tfrec.models.two_tower import TwoTower
 
 
@@ -38,8 +37,7 @@ def evaluate_cold_items(
     """Rank known and held-out items together, by a model that has seen no held-out item and by baselines.
 
     `warm` are the targets of the leave-last-out split of the known items, `cold` those of `ColdItems`, `all` both; the rules of
-    `ColdItems` hold for both. Every item is
-    ranked, known or held out. As each ranking has one target, recall@k is HR@k.
+    `ColdItems` hold for both. Every item is ranked, known or held out. As each ranking has one target, recall@k is HR@k.
 
     Args:
         cold: `ColdItems`.
@@ -96,7 +94,7 @@ def _model(
 ) -> Callable[[Targets], Scorer]:
     tower, known = model.item_tower, cold.known
     new = np.zeros((len(cold.items), tower.width), np.float32)
-    if isinstance(tower, ItemTower) and tower.content is not None and set(tower.features) <= set(encoded):
+    if content_features(tower, known.features["items"]):
         row = new_item_row(tower, embed_histories(model, split, "validation"), boost)
         new = content_vectors(tower, {name: values[known.num_items :] for name, values in encoded.items()}, row)
     rows = np.concatenate([vectors_of(tower)[FIRST_ITEM_INDEX:], new])

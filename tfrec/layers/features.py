@@ -212,7 +212,7 @@ class FeatureDropout(keras.layers.Layer):
         self.features = {name: dict(spec) for name, spec in features.items()}
         self.rate = rate
         self.seed = seed
-        if rate:
+        if rate and features:
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 

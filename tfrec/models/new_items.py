@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from tfrec.data.features import Feature
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.models.item_tower import ItemTower
+from tfrec.models.towers import AbstractItemTower
 from tfrec.models.two_tower import TwoTower
 
 BLOCK = 1 << 16
 """Items whose vectors are computed at a time."""
+
+
+def content_features(tower: AbstractItemTower, features: Sequence[Feature]) -> list[Feature]:
+    """The features that embed a new item; none where the content of the tower reads others than these.
+
+    Args:
+        tower: the item tower, of any class.
+        features: the item features of the data.
+    """
+    if not isinstance(tower, ItemTower) or tower.content is None:
+        return []
+    found = [feature for feature in features if feature.name in tower.features]
+    return found if len(found) == len(tower.features) else []
 
 
 def content_vectors(tower: ItemTower, features: Mapping[str, np.ndarray], row: np.ndarray | float = 0.0) -> np.ndarray:

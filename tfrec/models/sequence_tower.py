@@ -119,10 +119,8 @@ class SequenceTower(AbstractSequenceTower):
         self.context_features = {name: dict(spec) for name, spec in (context_features or {}).items()}
         self.feature_dropout_rate = feature_dropout_rate
         own = {"dtype": self.dtype_policy}
-        self.hide_events = FeatureDropout(self.event_features, feature_dropout_rate if event_features else 0.0, **own)
-        self.hide_context = FeatureDropout(
-            self.context_features, feature_dropout_rate if context_features else 0.0, **own
-        )
+        self.hide_events = FeatureDropout(self.event_features, feature_dropout_rate, **own)
+        self.hide_context = FeatureDropout(self.context_features, feature_dropout_rate, **own)
         self.mask = Dropout(mask_rate, whole_vectors=True, **own)
         self.position = PositionFromNewest(max_length, **own) if "absolute" in positions else None
         self.elapsed = ElapsedEmbedding(**own) if time_bias else None
