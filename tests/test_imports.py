@@ -13,7 +13,7 @@ import tfrec
 PACKAGE = Path(tfrec.__file__).parent
 SERVING = PACKAGE.parent / "serving" / "tfrec_serving"
 LEAVES = {"version", "progress", "files", "formats", "exceptions"}
-ROOMS = ("data", "layers", "models", "evaluation", "index", "training", "deploy", "cli")
+ROOMS = ("data", "layers", "models", "evaluation", "index", "training", "report", "deploy", "cli")
 """Folders in the order in which data flows: a folder imports leaves, itself, and folders before it."""
 LONGEST_FILE = 450
 

@@ -128,7 +128,7 @@ def test_repeats_from_the_log_to_the_export(monkeypatch, capsys, tmp_path):
         )
 
     said = lambda: " ".join(capsys.readouterr().out.split())  # noqa: E731
-    baselines = {"popularity", "bigram", "item-knn"}
+    baselines = {"popularity", "recent-popularity", "bigram", "item-knn"}
     choice, with_share, text = evaluated(run)
     assert (choice, with_share) == ("allow", {"model", *baselines})
     assert "seen items kept" in text

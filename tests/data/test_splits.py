@@ -31,8 +31,8 @@ def test_the_last_is_test_the_second_last_validation_the_rest_training():
 def test_targets_that_the_user_had_before_are_counted():
     data = PreparedData.from_histories([["a", "b", "c", "a"], ["a", "a"], ["b", "b", "c"], ["c", "b", "b"]])
     split = LeaveLastOut(data)
-    assert split.num_repeats("test") == 2
-    assert split.num_repeats("validation") == 1
+    assert split.is_repeat("test").tolist() == [True, False, True]
+    assert split.is_repeat("validation").tolist() == [False, True, False]
 
 
 def test_repeats_are_allowed_or_not():
@@ -59,7 +59,7 @@ def test_a_final_model_trains_on_everything():
 
 def test_an_unknown_split_is_refused():
     split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c"]]))
-    with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'validation'\]. Received: 'train'"):
+    with pytest.raises(ValueError, match=r"`part` must be one of test, validation. Received: 'train'"):
         split.histories("train")
 
 

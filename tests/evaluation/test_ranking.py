@@ -8,8 +8,9 @@ from tfrec.data.datasets import prepare_dataset
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.evaluation.baselines import Bigram, ItemKNN, Popularity
-from tfrec.evaluation.metrics import ranking_metrics
-from tfrec.evaluation.ranking import evaluate, rank_targets
+from tfrec.evaluation.judgement import evaluate, judge
+from tfrec.evaluation.metrics import means, metrics_of_requests
+from tfrec.evaluation.ranking import rank_targets
 
 
 def reference(scores, seen, target, repeats) -> dict[str, float]:
@@ -34,7 +35,8 @@ def test_ranking_agrees_with_the_reference_ties_included(repeats):
     split = LeaveLastOut(data)
     scores = rng.integers(0, 6, size=(len(split.users), data.num_items)).astype(float)
     for part in ("validation", "test"):
-        got = rank_targets(lambda rows: scores[rows].copy(), split, part, repeats)
+        judged = judge(split, {"ours": lambda *_: lambda rows: scores[rows].copy()}, part, repeats=repeats)
+        got = judged.metrics("ours")
         starts, ends = split.histories(part)
         seen = [set(data.item_index[a:b] - 2) for a, b in zip(starts, ends, strict=True)]
         targets = data.item_index[ends] - 2
@@ -42,7 +44,7 @@ def test_ranking_agrees_with_the_reference_ties_included(repeats):
         for name in ("hr@10", "ndcg@10", "mrr"):
             assert got[name] == pytest.approx(np.mean([e[name] for e in expected]))
         is_repeat = [target in own for target, own in zip(targets, seen, strict=True)]
-        assert 0 < sum(is_repeat) == split.num_repeats(part)
+        assert 0 < sum(is_repeat) == judged.counts()["num_repeat_targets"]
         if repeats == "allow":
             hits = np.array([e["hr@10"] for e in expected])
             assert got["repeat_share@10"] == pytest.approx(hits[is_repeat].sum() / hits.sum())
@@ -53,20 +55,28 @@ def test_ranking_agrees_with_the_reference_ties_included(repeats):
 def test_small_chunks_change_nothing(monkeypatch, data):
     split = LeaveLastOut(data)
     scores = np.random.default_rng(0).normal(size=(len(split.users), data.num_items))
-    whole = rank_targets(lambda rows: scores[rows].copy(), split, "test")
+    whole = rank_targets(lambda rows: scores[rows].copy(), split, "test", top=5)
     monkeypatch.setattr("tfrec.evaluation.ranking.CHUNK_BYTES", 7 * 4 * data.num_items)
-    assert rank_targets(lambda rows: scores[rows].copy(), split, "test") == whole
+    parts = rank_targets(lambda rows: scores[rows].copy(), split, "test", top=5)
+    for name in ("num_above", "num_tied", "items"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_a_catalogue_of_one_item_has_one_rank():
-    assert ranking_metrics(np.array([0]), np.array([1]), num_items=1)["ndcg@10"] == 1.0
+    split = LeaveLastOut(PreparedData.from_histories(["aaa"]))
+    ranking = rank_targets(lambda rows: np.zeros((len(rows), 1)), split, "test", "allow")
+    assert means(metrics_of_requests(ranking))["ndcg@10"] == 1.0
 
 
 def test_the_share_of_repeats_among_no_hits_is_0():
-    found = ranking_metrics(np.array([50, 60]), np.array([1, 1]), 100, np.array([True, False]))
-    assert found["hr@10"] == found["repeat_share@10"] == 0.0
+    data = PreparedData.from_histories(["abca"])
+    last = np.array([[1.0, 0.0, 0.0]])
+    judged = judge(LeaveLastOut(data), {"a": lambda *_: lambda rows: -last[rows]}, repeats="allow", cutoffs=[1])
+    assert judged.metrics("a")["hr@1"] == judged.metrics("a")["repeat_share@1"] == 0.0
     with pytest.raises(ValueError, match="`repeats` must be one of exclude, allow. Received: 'yes'"):
-        evaluate(PreparedData.from_histories(["abca"]), repeats="yes")
+        evaluate(data, repeats="yes")
+    with pytest.raises(ValueError, match="Cut-offs are whole numbers from 1. Received: .0.."):
+        evaluate(data, cutoffs=[0])
 
 
 def test_allowed_repeats_count_for_the_baselines_too():
@@ -129,9 +139,11 @@ def test_baselines_have_their_known_figures_on_public_files(public_data, tmp_pat
 
 def test_the_result_has_the_keys_that_are_promised(run, data):
     result = evaluate(data, "validation", run.model)
-    assert list(result["model"]) == ["hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr"]
+    assert {"hr@5", "recall@10", "precision@20", "f1@5", "ndcg@10", "map@5", "mrr", "coverage@10"} <= set(
+        result["model"]
+    )
     assert result["num_users"] == 2000
-    assert result["num_short_users"] == result["num_repeat_targets"] == 0
+    assert result["num_short_users"] == result["num_repeat_targets"] == result["num_new_users"] == 0
     assert result["model"]["ndcg@10"] == pytest.approx(run.metrics["validation"]["ndcg@10"])
 
 

@@ -8,7 +8,8 @@ import pytest
 from tfrec.data.features import Feature
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
-from tfrec.evaluation.ranking import embed_histories, evaluate
+from tfrec.evaluation.judgement import evaluate
+from tfrec.evaluation.ranking import embed_histories
 from tfrec.evaluation.tasks import ITEM_DAMPING, USER_DAMPING, evaluate_task
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.sequence_tower import SequenceTower

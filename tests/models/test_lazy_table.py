@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfrec.data.splits import LeaveLastOut
-from tfrec.evaluation.ranking import evaluate
+from tfrec.evaluation.judgement import evaluate
 from tfrec.models.lazy_table import LazyAdamW
 from tfrec.training.compiling import compile_model
 from tfrec.training.fit import train

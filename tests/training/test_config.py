@@ -52,6 +52,12 @@ NAMES = {field.name for field in dataclasses.fields(Config)}
             "so must the loss: leave out `seen_weight` or set it to 1. Received: 0.1",
         ),
         ({"epochs": 3, "final_epochs": 4}, "`final_epochs` is at most `epochs`. Received: 4 and 3"),
+        ({"test": "7d"}, "`test` and `validation` are for `split=time`: set it too"),
+        ({"split": "time"}, "`split=time` needs `test`: a span such as 7d, a date or a share"),
+        ({"split": "time", "test": "soon"}, "A part of a split is a span such as 7d"),
+        ({"split": "time", "test": "7d", "validation": "soon"}, "A part of a split is a span such as 7d"),
+        ({"split": "time", "test": "2024-05-01"}, "The test starts at 2024-05-01: set `validation` too"),
+        ({"split": "time", "test": "7d", "cold_items": 0.1}, "`cold_items` are held out of the split `last`"),
     ],
 )
 def test_a_wrong_config_is_refused_where_it_is_made(values, message):
@@ -66,7 +72,7 @@ def test_a_wrong_config_is_refused_where_it_is_made(values, message):
 def test_every_field_has_a_rule_or_any_value_fits():
     """A field of numbers or of text that no table names would take nonsense without a word."""
     free = {f.name for f in dataclasses.fields(Config) if str(f.type).partition(" | ")[0] == "bool"}
-    free |= {"targets", "weights", "task"}  # rules over the columns of the data, checked with it
+    free |= {"targets", "weights", "task", "test", "validation"}  # rules over the columns of the data, checked with it
     assert {*CHOICES, *ABOVE_0, *FROM_0, *FROM_0_BELOW_1, *FROM_0_TO_1, *free} == NAMES
 
 

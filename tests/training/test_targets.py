@@ -12,7 +12,8 @@ import tfrec
 from tfrec.cli.main import app
 from tfrec.data.preparation import prepare
 from tfrec.data.prepared import PreparedData
-from tfrec.evaluation.ranking import evaluate, evaluate_model
+from tfrec.evaluation.judgement import evaluate
+from tfrec.evaluation.ranking import evaluate_model
 from tfrec.training.config import Config
 from tfrec.training.fit import train
 from tfrec.training.run import Run
@@ -63,7 +64,7 @@ def test_the_sample_is_ranked_for_the_same_targets(run, folder):
     assert set(run.sample.users["user_id"].to_pylist()) == {str(n) for n in range(200)}
     for name, values in data.user_columns.items():
         np.testing.assert_array_equal(run.sample.user_columns[name], values)
-    np.testing.assert_array_equal(run.split().targets("test"), run.split(data).targets("test"))
+    np.testing.assert_array_equal(run.sample_split().targets("test"), run.split(data).targets("test"))
 
 
 def test_evaluation_ranks_the_targets(run, folder):
@@ -72,9 +73,9 @@ def test_evaluation_ranks_the_targets(run, folder):
     assert result["num_users"] == 200
     assert result["model"]["ndcg@10"] == pytest.approx(run.metrics["validation"]["ndcg@10"], abs=1e-6)
     assert result["model"]["hr@10"] > result["popularity"]["hr@10"]
-    of_sample = evaluate_model(run.model, run.split(), "validation", "allow")
-    assert of_sample == pytest.approx(result["model"], abs=1e-6)
-    shown = CliRunner().invoke(app, ["evaluate", str(run.folder), "--split", "validation", "--json", "-"])
+    of_sample = evaluate_model(run.model, run.sample_split(), "validation", "allow")
+    assert of_sample == pytest.approx({name: result["model"][name] for name in of_sample}, abs=1e-6)
+    shown = CliRunner().invoke(app, ["evaluate", str(run.folder), "--part", "validation", "--json", "-"])
     assert shown.exit_code == 0, shown.output
     assert '"targets": [' in shown.output
     shown = CliRunner().invoke(app, ["evaluate", str(run.folder)], env={"COLUMNS": "200"})
@@ -93,9 +94,7 @@ def test_a_run_with_targets_is_exported(run, tmp_path):
 def test_data_without_enough_targets_is_refused(folder, tmp_path):
     data = PreparedData.open(folder)
     config = Config(targets=["amount>=11"], width=8, epochs=1)
-    with pytest.raises(
-        ValueError, match="The data has no user with 2 events amount>=11 after another one: none to validate on"
-    ):
+    with pytest.raises(ValueError, match="No user has 2 events amount>=11 after another one"):
         train(config, data, tmp_path / "run")
     with pytest.raises(ValueError, match="No user has 2 events amount>=11 after another one .*: nothing to evaluate"):
         evaluate(data, targets=["amount>=11"])

@@ -26,6 +26,7 @@ SHOWN_HISTORY = 8
 def run_demo(folder: Path, epochs: int) -> None:
     """Prepare, train, evaluate, export, serve, query, convert; each step prints the command that does the same."""
     data, run, export, lite = folder / "data", folder / "run", folder / "export", folder / "lite" / "model.tflite"
+    page = folder / "report.html"
     begin = time.perf_counter()
     name = "movielens-100k"
     _step(f"tfrec prepare {name} --out {data}")
@@ -40,7 +41,8 @@ def run_demo(folder: Path, epochs: int) -> None:
 
     from tfrec.deploy.litert import to_litert
     from tfrec.deploy.saved_model import export as export_run
-    from tfrec.evaluation.ranking import evaluate
+    from tfrec.evaluation.judgement import evaluate
+    from tfrec.report.page import write_report
     from tfrec.training.config import Config
     from tfrec.training.fit import train
     from tfrec_serving import Client
@@ -51,6 +53,9 @@ def run_demo(folder: Path, epochs: int) -> None:
 
     _step(f"tfrec evaluate {run}")
     metrics = evaluate(prepared, "test", trained.model)
+
+    _step(f"tfrec report {run} --out {page}")
+    write_report(trained, page, data=prepared)
 
     _step(f"tfrec export {run} --out {export} --index scann")
     version = export_run(trained, export, index="scann")
@@ -92,6 +97,7 @@ def run_demo(folder: Path, epochs: int) -> None:
         f"tensorboard --logdir {run / 'logs'}",
     ):
         out.print(f"  {command}", highlight=False, soft_wrap=True)
+    out.print(f"\nWhat the model can do, to look at in a browser: {page}", highlight=False, soft_wrap=True)
 
 
 def _step(command: str) -> None:

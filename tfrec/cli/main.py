@@ -17,8 +17,10 @@ from rich.console import Console
 from tfrec.cli.data import prepare
 from tfrec.cli.demo import demo
 from tfrec.cli.deploy import check, export, export_embeddings, lite, refresh
+from tfrec.cli.evaluation import evaluate
+from tfrec.cli.report import report
 from tfrec.cli.serve import bench_serve, recommend, serve
-from tfrec.cli.training import evaluate, train
+from tfrec.cli.training import train
 from tfrec.version import __version__
 
 app = typer.Typer(
@@ -26,13 +28,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="From an interaction log to a sequential recommender: prepare, train, evaluate, export, serve, lite.",
+    help="From an interaction log to a sequential recommender: prepare, train, evaluate, report, export, serve, lite.",
 )
 index_app = typer.Typer(no_args_is_help=True, help="Work on the index of an export.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 app.add_typer(index_app, name="index")
 app.add_typer(bench_app, name="bench")
-for command in (prepare, train, evaluate, export, check, lite, serve, recommend, export_embeddings, demo):
+for command in (prepare, train, evaluate, report, export, check, lite, serve, recommend, export_embeddings, demo):
     app.command()(command)
 index_app.command()(refresh)
 bench_app.command("serve")(bench_serve)

@@ -10,41 +10,99 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tfrec.evaluation.certainty import difference_in_words
+
 out = Console()
 
 
 def print_metrics(result: dict[str, Any]) -> None:
-    """The table of `tfrec evaluate`."""
-    rows = [name for name in ("model", "bigram", "item-knn", "popularity") if name in result]
+    """The tables of `tfrec evaluate`."""
+    rows = list(result["intervals"])
     seen = "kept" if result["repeats"] == "allow" else "removed"
-    table = Table(
-        title=f"{result['split']}: {result['num_users']:,} users, whole catalogue, seen items {seen}",
-        title_justify="left",
-    )
-    table.add_column("")
-    metrics = [metric for metric in result[rows[0]] if metric != "repeat_share@10"]
-    for metric in metrics:
-        table.add_column(metric.upper(), justify="right")
-    for name in rows:
-        values = (f"{result[name][metric]:.4f}" for metric in metrics)
-        table.add_row(name, *values, style="bold" if name == "model" else "")
-    out.print(table)
+    title = f"{result['part']}: {result['num_users']:,} users, whole catalogue, seen items {seen}"
+    if result["num_targets"] > result["num_users"]:
+        title = title.replace(" users,", f" users with {result['num_targets']:,} targets,", 1)
+    _print_rows(title, result, rows, [f"{m}@{k}" for m in ("hr", "ndcg") for k in result["cutoffs"]] + ["mrr"])
+    k = 10 if 10 in result["cutoffs"] else result["cutoffs"][0]
+    lists = ["coverage", "gini", "popularity", "novelty", "serendipity", "diversity", "category_diversity"]
+    of_lists = [f"{m}@{k}" for m in lists if f"{m}@{k}" in result[rows[0]]]
+    _print_rows(f"the lists of {k} items", result, rows, of_lists)
+    _print_certainty(result, rows, f"ndcg@{k}")
+    if result["split"] != "leave last out":
+        out.print(f"Split {result['split']}.", highlight=False)
     if result.get("targets"):
         out.print(f"The targets are events with {' and '.join(result['targets'])}.", markup=False, highlight=False)
-    if result["num_short_users"]:
-        few = "too few targets" if result.get("targets") else "fewer than 3 events"
-        out.print(f"{result['num_short_users']:,} users with {few} are not evaluated.")
-    if repeated := result["num_repeat_targets"]:
-        were = f"{repeated:,} targets ({repeated / result['num_users']:.1%}) were in the user's history already"
-        if result["repeats"] == "exclude":
-            out.print(f"{were}: misses, whatever the model.")
-        else:
-            shares = ", ".join(f"{name} {result[name]['repeat_share@10']:.1%}" for name in rows)
-            out.print(f"{were}. Share of them among the hits of HR@10: {shares}.")
+    _print_counts(result, rows, k)
+    for column, found in result.get("slices", {}).items():
+        _print_slices(column, found, rows, k)
     if "task" in result:
         print_task(result["task"])
     if "cold_items" in result:
         print_cold(result["cold_items"])
+
+
+def print_seeds(result: dict[str, Any]) -> None:
+    """The table of `tfrec evaluate --as-seeds`."""
+    table = Table(title=f"the model of {result['num_runs']} runs", title_justify="left")
+    for column in ("", "mean", "deviation", "min", "max"):
+        table.add_column(column, justify="right" if column else "left")
+    for metric, found in result["model"].items():
+        table.add_row(metric.upper(), *(f"{value:.4f}" for value in found.values()))
+    out.print(table)
+
+
+def _print_rows(title: str, result: dict[str, Any], rows: list[str], metrics: list[str]) -> None:
+    """A row for each contender, a column for each metric."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(metric.upper() if metric[:2] in ("hr", "nd", "mr") else metric, justify="right")
+    for name in rows:
+        values = (f"{v:.4f}" if abs(v) < 10 else f"{v:,.1f}" for v in (result[name][metric] for metric in metrics))
+        table.add_row(escape(name), *values, style="bold" if name == "model" else "")
+    out.print(table)
+
+
+def _print_certainty(result: dict[str, Any], rows: list[str], metric: str) -> None:
+    """How sure the first contender's figure is, and whether it is better than the best of the others."""
+    first, *others = rows
+    low, high = result["intervals"][first][metric]
+    text = f"{metric.upper()} of {first}: {result[first][metric]:.4f}, 95 % interval {low:.4f} to {high:.4f}."
+    if others:
+        best = max(others, key=lambda name: result[name][metric])
+        text += f" {difference_in_words(first, best, metric, result['differences'][metric][best])}"
+    out.print(text, markup=False, highlight=False)
+
+
+def _print_counts(result: dict[str, Any], rows: list[str], k: int) -> None:
+    """Users that are not evaluated, and targets that cannot be hit."""
+    if result["num_short_users"]:
+        few = "too few targets" if result.get("targets") else "fewer than 3 events"
+        few = few if result["split"] == "leave last out" else "no target in this part"
+        out.print(f"{result['num_short_users']:,} users with {few} are not evaluated.")
+    if new := result["num_new_users"]:
+        out.print(f"{new:,} users are new: they have no history, and get the popular items.")
+    if unseen := result["num_unseen_targets"]:
+        share = f"{unseen:,} targets ({unseen / result['num_targets']:.1%})"
+        out.print(f"{share} never occur in the training part: misses without item features.")
+    if repeated := result["num_repeat_targets"]:
+        were = f"{repeated:,} targets ({repeated / result['num_targets']:.1%}) were in the user's history already"
+        if result["repeats"] == "exclude":
+            out.print(f"{were}: misses, whatever the model.")
+        else:
+            shares = ", ".join(f"{name} {result[name][f'repeat_share@{k}']:.1%}" for name in rows)
+            out.print(f"{were}. Share of them among the hits of HR@{k}: {shares}.")
+
+
+def _print_slices(column: str, found: list[dict[str, Any]], rows: list[str], k: int) -> None:
+    """The table of the slices of a column: HR and NDCG of each contender."""
+    table = Table(title=f"HR@{k} / NDCG@{k} by {escape(column)}", title_justify="left")
+    for title in ("", "targets", *rows):
+        table.add_column(escape(title), justify="right" if title else "left")
+    for one in found:
+        figures = (f"{one[name][f'hr@{k}']:.4f} / {one[name][f'ndcg@{k}']:.4f}" for name in rows)
+        table.add_row(escape(one["slice"]), f"{one['num_targets']:,}", *figures)
+    out.print(table)
 
 
 def print_task(result: dict[str, Any]) -> None:

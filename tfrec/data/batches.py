@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import Split
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, PAD_INDEX
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class PackedBatches:
     @classmethod
     def for_training(
         cls,
-        split: LeaveLastOut,
+        split: Split,
         *,
         max_length: int,
         batch_positions: int,

@@ -1,12 +1,15 @@
-"""The leave-last-out split: training part, validation target and test target of each user."""
+"""Splits of a log: a training part, and what is held out for validation and test."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from tfrec.data.arrays import STEP
 from tfrec.data.event_rules import event_weights, is_target
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
@@ -17,8 +20,8 @@ MIN_EVENTS = 3
 REPEATS = ("exclude", "allow")
 """Whether the items of a user's history may be recommended to the user again."""
 
-HELD_OUT = {"validation": 2, "test": 1}
-"""How many of a user's last events are not yet in the history when the target of a split is ranked."""
+PARTS = ("test", "validation")
+"""What is held out."""
 
 
 def keeps_seen(repeats: str) -> bool:
@@ -37,49 +40,63 @@ def keeps_seen(repeats: str) -> bool:
     return repeats == "allow"
 
 
-class LeaveLastOut:
-    """Holds out the last item of each user as test target and the second last as validation target.
+class Requests(NamedTuple):
+    """What a part of a split asks: a history of each user, and the events that are to be found after it.
 
-    The rest is the training part. The test history holds all but the last event, so the validation target too. A user with
-    fewer than `MIN_EVENTS` events is never evaluated: all of their events are training data, and they are counted in `num_short`.
+    Attributes:
+        users: int64 array, shape `(requests,)`, the user of each, in row order.
+        starts, ends: int64 arrays of that shape: events `starts[r] : ends[r]` are the history. The request is made at the event
+            `ends[r]`: with its time and context.
+        targets: int64 array, shape `(targets,)`, the events to be found, request by request.
+        offsets: int64 array, shape `(requests + 1,)`: where the targets of each request begin.
+    """
 
-    With `targets`, only some events are to be found, such as purchases: the last of them is the test target, the second last the
-    validation target. A history holds all events before its target, of any kind, and the training part those before the
-    validation target. A user with fewer than two targets, or without an event before them, is not evaluated.
+    users: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    targets: np.ndarray
+    offsets: np.ndarray
 
-    >>> split = LeaveLastOut(PreparedData.from_histories(["abcde", "ab"]))
-    >>> split.data.vocabulary.decode(split.targets("validation")), split.num_short
-    (['d'], 1)
+
+class Split:
+    """What the splits of a log share: the training part of each user, and the requests of validation and test.
 
     Args:
         data: `PreparedData`.
-        num_held_out: int, 2; or 0 to train on every event, as for production. Default: 2.
-        targets: texts such as `"event_type=purchase,cart"` or `"rating>=3"`, which events are to be found: those for which all
-            hold; see `is_target`. Default: all.
-    Raises:
-        ValueError: a text of `targets` names no column or no value.
+        targets: texts, which events are to be found; see `is_target`.
+    Attributes:
+        train_ends: int64 array, shape `(num_users,)`: user u trains on events `offsets[u] : train_ends[u]`.
+        is_target: bool array, shape `(num_events,)`: which events are to be found. None: all.
     """
 
-    def __init__(self, data: PreparedData, num_held_out: int = 2, targets: Sequence[str] = ()) -> None:
-        self.data = data
+    train_ends: np.ndarray
+
+    def describe(self) -> str:
+        """The split in a few words."""
+        raise NotImplementedError
+
+    def __init__(self, data: PreparedData, targets: Sequence[str] = ()) -> None:
+        self.data, self.rules = data, tuple(targets)
         self.is_target = is_target(data, targets) if targets else None
-        """Bool `(num_events,)`: which events are to be found; None: all."""
-        if self.is_target is None:
-            is_evaluated = data.lengths >= MIN_EVENTS
-            last = data.offsets[1:] - HELD_OUT["test"]
-            second = data.offsets[1:] - HELD_OUT["validation"]
-        else:
-            event = np.flatnonzero(self.is_target)
-            before = np.searchsorted(event, data.offsets)  # how many targets come before each user's events
-            place = np.append(event, [0, 0])  # a user without targets reads a neighbour's, and is not evaluated
-            last, second = place[before[1:] - 1], place[before[1:] - 2]
-            is_evaluated = (np.diff(before) >= 2) & (second > data.offsets[:-1])
-        self.users = np.flatnonzero(is_evaluated)
-        """int64: the users that are evaluated, in row order."""
-        self._events = {"test": last[self.users], "validation": second[self.users]}
-        self.num_short = int(data.num_users - len(self.users))
-        self.train_ends = np.where(is_evaluated & (num_held_out > 0), second, data.offsets[1:])
-        """int64 `(num_users,)`: user u trains on events `offsets[u] : train_ends[u]`."""
+        self._requests: dict[str, Requests] = {}
+
+    def requests(self, part: str) -> Requests:
+        """What is asked in a part, `"validation"` or `"test"`.
+
+        Raises:
+            ValueError: `part` is another text.
+        """
+        if part not in PARTS:
+            raise ValueError(f"`part` must be one of {', '.join(PARTS)}. Received: {part!r}.")
+        return self._requests[part]
+
+    def histories(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """`(starts, ends)` of `requests`."""
+        return self.requests(part)[1:3]
+
+    def targets(self, part: str) -> np.ndarray:
+        """int32 `(targets,)`: the item indexes to be found."""
+        return self.data.item_index[self.requests(part).targets]
 
     def weights(self, rules: Sequence[str] = ()) -> np.ndarray | None:
         """Float32 `(num_events,)`: how much each event counts as a target, 0 where it is none; None where all count 1.
@@ -107,12 +124,15 @@ class LeaveLastOut:
         if step > 1:
             event = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
             return self.data.item_index[event], offsets
-        held_out = self._held_out()
-        if not len(held_out):
+        if offsets[-1] == self.data.num_events:
             return self.data.item_index, offsets
-        kept = np.ones(self.data.num_events, bool)  # one byte an event, beside the four of the result
-        kept[held_out] = False
-        return self.data.item_index[kept], offsets
+        return self.data.item_index[self.is_train()], offsets
+
+    def is_train(self) -> np.ndarray:
+        """Bool `(num_events,)`: the events of the training part. One byte an event, where their numbers would take eight."""
+        kept = np.ones(self.data.num_events, bool)
+        kept[self._held_out()] = False
+        return kept
 
     def train_counts(self) -> np.ndarray:
         """int64, shape `(num_items,)`: the events of each item in the training part, in index order."""
@@ -123,19 +143,6 @@ class LeaveLastOut:
         """int64: the events that are not in the training part."""
         number = self.data.offsets[1:] - self.train_ends
         return np.arange(number.sum()) + np.repeat(self.train_ends - np.cumsum(number) + number, number)
-
-    def histories(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """`(starts, ends)`, int64 `(num evaluated users,)`: the events that are history when `split` is ranked.
-
-        The target is the event at `ends`.
-        """
-        if split not in HELD_OUT:
-            raise ValueError(f"`split` must be one of {sorted(HELD_OUT)}. Received: {split!r}.")
-        return self.data.offsets[self.users], self._events[split]
-
-    def targets(self, split: str) -> np.ndarray:
-        """int32 `(num evaluated users,)`: the item index to be found."""
-        return self.data.item_index[self.histories(split)[1]]
 
     def sample(self, number: int, max_length: int) -> PreparedData:
         """The newest events of some evaluated users, as data in memory whose split has the same targets; times in seconds.
@@ -151,10 +158,11 @@ class LeaveLastOut:
             max_length: int, items of a history that a model reads; two events more are kept, for the targets.
         """
         data = self.data
-        rows = np.linspace(0, len(self.users) - 1, min(number, len(self.users))).astype(np.int64)
-        users = self.users[rows]
-        starts = np.maximum(data.offsets[users], self._events["validation"][rows] - max_length)
-        lengths = self._events["test"][rows] + 1 - starts
+        users, before, last = self._sampled()
+        rows = np.linspace(0, len(users) - 1, min(number, len(users))).astype(np.int64)
+        users = users[rows]
+        starts = np.maximum(data.offsets[users], before[rows] - max_length)
+        lengths = last[rows] + 1 - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         event = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         properties = data.users.select([feature.name for feature in data.features.get("users", [])]).take(
@@ -172,7 +180,72 @@ class LeaveLastOut:
             event_columns={name: values[event] for name, values in data.event_columns.items()},
         )
 
-    def num_repeats(self, split: str) -> int:
-        """How many targets their user had before: misses, whatever the model, in a ranking that leaves seen items out."""
-        item_index, targets = self.data.item_index, self.targets(split)
-        return sum(t in item_index[start:end] for t, start, end in zip(targets, *self.histories(split), strict=True))
+    def _sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `sample` takes from: users, the event after each history to be kept, and the last event of each."""
+        raise NotImplementedError
+
+    def is_repeat(self, part: str) -> np.ndarray:
+        """Bool `(targets,)`: targets that their user had before. A ranking that leaves seen items out misses them."""
+        asked, targets = self.requests(part), self.targets(part)
+        found = np.zeros(len(targets), bool)
+        chunks = np.searchsorted(np.cumsum(asked.ends - asked.starts), np.arange(STEP, len(self.data.item_index), STEP))
+        for a, b in itertools.pairwise([0, *np.unique(chunks), len(asked.users)]):
+            lengths, numbers = asked.ends[a:b] - asked.starts[a:b], np.diff(asked.offsets[a : b + 1])
+            event = np.arange(lengths.sum()) + np.repeat(asked.starts[a:b] - np.cumsum(lengths) + lengths, lengths)
+            own = slice(asked.offsets[a], asked.offsets[b])
+            seen, wanted = (
+                np.repeat(np.arange(b - a), number) << 32 | items
+                for number, items in ((lengths, self.data.item_index[event]), (numbers, targets[own]))
+            )
+            seen = np.append(np.sort(seen), -1)  # np.isin takes ten times as long
+            found[own] = seen[np.searchsorted(seen[:-1], wanted)] == wanted
+        return found
+
+
+class LeaveLastOut(Split):
+    """Holds out the last item of each user as test target and the second last as validation target.
+
+    The rest is the training part. The test history holds all but the last event, so the validation target too. A user with
+    fewer than `MIN_EVENTS` events is never evaluated: all of their events are training data, and they are counted in `num_short`.
+
+    With `targets`, only some events are to be found, such as purchases: the last of them is the test target, the second last the
+    validation target. A history holds all events before its target, of any kind, and the training part those before the
+    validation target. A user with fewer than two targets, or without an event before them, is not evaluated.
+
+    >>> split = LeaveLastOut(PreparedData.from_histories(["abcde", "ab"]))
+    >>> split.data.vocabulary.decode(split.targets("validation")), split.num_short
+    (['d'], 1)
+
+    Args:
+        data: `PreparedData`.
+        num_held_out: int, 2; or 0 to train on every event, as for production. Default: 2.
+        targets: texts such as `"event_type=purchase,cart"` or `"rating>=3"`, which events are to be found: those for which all
+            hold; see `is_target`. Default: all.
+    Raises:
+        ValueError: a text of `targets` names no column or no value.
+    """
+
+    def __init__(self, data: PreparedData, num_held_out: int = 2, targets: Sequence[str] = ()) -> None:
+        super().__init__(data, targets)
+        if self.is_target is None:
+            is_evaluated = data.lengths >= MIN_EVENTS
+            last, second = data.offsets[1:] - 1, data.offsets[1:] - 2
+        else:
+            event = np.flatnonzero(self.is_target)
+            before = np.searchsorted(event, data.offsets)  # how many targets come before each user's events
+            place = np.append(event, [0, 0])  # a user without targets reads a neighbour's, and is not evaluated
+            last, second = place[before[1:] - 1], place[before[1:] - 2]
+            is_evaluated = (np.diff(before) >= 2) & (second > data.offsets[:-1])
+        self.users = np.flatnonzero(is_evaluated)
+        """int64: the users that are evaluated, in row order."""
+        self.num_short = int(data.num_users - len(self.users))
+        self.train_ends = np.where(is_evaluated & (num_held_out > 0), second, data.offsets[1:])
+        starts, offsets = data.offsets[self.users], np.arange(len(self.users) + 1)
+        for part, event in (("test", last[self.users]), ("validation", second[self.users])):
+            self._requests[part] = Requests(self.users, starts, event, event, offsets)
+
+    def describe(self) -> str:
+        return "leave last out"
+
+    def _sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.users, self.histories("validation")[1], self.histories("test")[1]

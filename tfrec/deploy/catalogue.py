@@ -64,7 +64,7 @@ def change_catalogue(run: Run, added: pa.Table | None = None, removed: Sequence[
         rows = added.select([name for name in added.column_names if name in {"item_id", *hints}]).to_pylist()
     new = np.zeros((len(rows), table.shape[1]), np.float32)
     if added is not None and features:
-        row_of_new = row_of_new_items(run, embed_histories(run.model, run.split(), "validation"))
+        row_of_new = row_of_new_items(run, embed_histories(run.model, run.sample_split(), "validation"))
         new = content_vectors(tower, encode_table(features, added)[0], row_of_new)
     # Candidates are L2-normalised, but histories read the raw rows: a new row gets the median norm.
     length = np.sqrt(np.median(np.einsum("nd,nd->n", table, table)[FIRST_ITEM_INDEX:])) if tower.normalize else None

@@ -160,7 +160,7 @@ def _describe(details: dict[str, Any]) -> dict[str, Any]:
 def _compare(run: Run, path: Path, k: int, repeats: str, size_bytes: int) -> LiteReport:
     """Run a converted file beside Keras on test histories of the run's sample."""
     sample, max_length = run.sample, run.model.sequence_tower.max_length
-    split = run.split()
+    split = run.sample_split()
     starts, ends = (array[:PARITY_HISTORIES] for array in split.histories("test"))
     kept = [slice(max(a, b - max_length), b) for a, b in zip(starts, ends, strict=True)]
     histories, times = ([array[rows] for rows in kept] for array in (sample.item_index, sample.timestamp))

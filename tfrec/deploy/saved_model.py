@@ -132,7 +132,7 @@ def _write(
 ) -> None:
     """Write the files of a version folder. For the arguments, see `export`."""
     run = run if isinstance(run, Run) else Run.open(run)
-    split = run.split()
+    split = run.sample_split()
     tuning, held_out = (embed_histories(run.model, split, part) for part in ("validation", "test"))
     tower = run.model.item_tower
     features = content_features(tower, run.features.get("items", []))

@@ -77,7 +77,7 @@ class ItemKNN:
             part = (users[:, first : first + self.CHUNK].T @ users).tocsr()
             row = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
             part.data[part.indices == row + first] = 0  # an item is no neighbour of itself
-            order = np.lexsort((-part.data, row))
+            order = np.argsort(2 * row - part.data.astype(np.float64), kind="stable")  # a cosine is at most 1
             is_kept = np.empty(len(order), bool)
             is_kept[order] = np.arange(len(order)) - part.indptr[row[order]] < num_neighbours
             part.data[~is_kept] = 0

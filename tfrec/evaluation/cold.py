@@ -10,10 +10,11 @@ import numpy as np
 from tfrec.data.cold_items import ColdItems
 from tfrec.data.encoding import encode_table
 from tfrec.data.prepared import PreparedData
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import LeaveLastOut, Requests
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Popularity
 from tfrec.evaluation.content_knn import ContentKNN
+from tfrec.evaluation.metrics import means, metrics_of_requests
 from tfrec.evaluation.ranking import Scorer, embed, embed_histories, rank
 from tfrec.models.new_items import content_features, content_vectors, new_item_row, vectors_of
 from tfrec.models.two_tower import TwoTower
@@ -25,6 +26,11 @@ class Targets(NamedTuple):
     starts: np.ndarray
     ends: np.ndarray
     items: np.ndarray
+
+    def requests(self) -> Requests:
+        """One target each."""
+        place = np.arange(len(self.items) + 1)
+        return Requests(place[:-1], self.starts, self.ends, place[:-1], place)
 
 
 def evaluate_cold_items(
@@ -48,7 +54,7 @@ def evaluate_cold_items(
         repeats: str, `"exclude"` or `"allow"`; see `rank`. Default: `"exclude"`.
     Returns:
         `{"model": {"warm": metrics, "cold": metrics, "all": metrics}, "content-knn": ..., "popularity in category": ...,
-        "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `ranking_metrics`.
+        "random": ..., "num_warm": int, "num_cold": int, "num_cold_items": int}`; for metrics, see `metrics_of_requests`.
     Raises:
         ValueError: the data has no item features, or no user has a cold target.
     """
@@ -76,17 +82,17 @@ def evaluate_cold_items(
     }
     result: dict[str, Any] = {}
     for name, scorer_of in contenders.items():
-        found = {
-            group: rank(scorer_of(targets), known.item_index, *targets, cold.data.num_items, f"{group} items", repeats)
-            for group, targets in groups.items()
-        }
+        found = {}
+        for group, targets in groups.items():
+            asked, title = (scorer_of(targets), known.item_index, targets.requests(), targets.items), f"{group} items"
+            found[group] = means(metrics_of_requests(rank(*asked, cold.data.num_items, title, repeats)))
         number = {group: len(targets.items) for group, targets in groups.items()}
         both = {
             metric: sum(number[g] * found[g][metric] for g in number) / sum(number.values()) for metric in found["warm"]
         }
         result[name] = found | {"all": both}
     counts = {"num_warm": len(groups["warm"].items), "num_cold": len(groups["cold"].items)}
-    return result | counts | {"num_cold_items": int(cold.is_cold.sum()), "split": part}
+    return result | counts | {"num_cold_items": int(cold.is_cold.sum()), "part": part}
 
 
 def _model(

@@ -9,6 +9,9 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
+DENSE = 0.05
+"""Share of values that are not 0 above which products of whole matrices are quicker."""
+
 
 class ContentKNN:
     """Ranks items by the cosine of their features with those of the history's items, summed over the newest of these.
@@ -24,7 +27,9 @@ class ContentKNN:
     def __init__(self, features: Mapping[str, np.ndarray], num_newest: int = 1) -> None:
         self.num_newest = num_newest
         parts = [_normalised(_matrix(values)) for values in features.values()]
-        self._vectors = _normalised(scipy.sparse.hstack(parts, format="csr"))
+        vectors = _normalised(scipy.sparse.hstack(parts, format="csr"))
+        is_dense = vectors.nnz > DENSE * vectors.shape[0] * vectors.shape[1]
+        self._vectors = vectors.toarray() if is_dense else vectors
 
     def scores(self, item: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Float32 `(histories, num_items)`, given histories one after the other, items numbered from 0."""
@@ -32,7 +37,8 @@ class ContentKNN:
         row = np.repeat(np.arange(len(newest)), [len(own) for own in newest])
         shape = (len(newest), self._vectors.shape[0])
         own = scipy.sparse.csr_matrix((np.ones(len(row), np.float32), (row, np.concatenate(newest))), shape)
-        return (own @ self._vectors @ self._vectors.T).toarray()
+        scores = own @ self._vectors @ self._vectors.T
+        return scores if isinstance(scores, np.ndarray) else scores.toarray()
 
 
 def _matrix(values: np.ndarray) -> scipy.sparse.csr_matrix:

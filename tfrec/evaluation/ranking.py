@@ -1,24 +1,21 @@
 """Full-catalogue rankings of held-out targets.
 
-The whole catalogue is ranked, without sampled negatives. All users with at least three events count. A target that ties with
-other items gets the mean of the metric over its possible ranks. `repeats` decides about the items of the user's history.
-`"exclude"`: they are left out of the ranking, and a target among them counts as a miss. `"allow"`: they are ranked like others.
+The whole catalogue is ranked, without sampled negatives. `repeats` decides about the items of the user's history. `"exclude"`: they
+are left out of the ranking, and a target among them counts as a miss. `"allow"`: they are ranked like others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from tfrec.data.batches import PackedBatches
-from tfrec.data.prepared import PreparedData
-from tfrec.data.splits import LeaveLastOut, keeps_seen
+from tfrec.data.splits import Requests, Split, keeps_seen
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
-from tfrec.evaluation.baselines import Bigram, ItemKNN, Popularity
-from tfrec.evaluation.metrics import ranking_metrics
-from tfrec.evaluation.tasks import evaluate_task
+from tfrec.evaluation.metrics import Ranking, means, metrics_of_requests
 from tfrec.models.two_tower import TwoTower
 from tfrec.progress import track
 
@@ -26,55 +23,61 @@ CHUNK_BYTES = 64 << 20
 """About the size of one chunk of scores, which bounds the memory of an evaluation for any catalogue."""
 
 Scorer = Callable[[np.ndarray], np.ndarray]
-"""`scorer(rows) -> scores`: int64 `(b,)`, rows among the evaluated users, to float `(b, num_items)`, a new array."""
+"""`scorer(rows) -> scores`: int64 `(b,)`, numbers of requests, to float `(b, num_items)`, a new array."""
 
 
-def rank_targets(scorer: Scorer, split: LeaveLastOut, part: str, repeats: str = "exclude") -> dict[str, float]:
-    """Rank every target of `part` (`"validation"` or `"test"`); see `rank`."""
+def rank_targets(scorer: Scorer, split: Split, part: str, repeats: str = "exclude", top: int = 0) -> Ranking:
+    """Rank every target of `part`, `"validation"` or `"test"`; see `rank`."""
     targets = split.targets(part) - FIRST_ITEM_INDEX
-    return rank(scorer, split.data.item_index, *split.histories(part), targets, split.data.num_items, part, repeats)
+    return rank(scorer, split.data.item_index, split.requests(part), targets, split.data.num_items, part, repeats, top)
 
 
 def rank(
     scorer: Scorer,
     item_index: np.ndarray,
-    starts: np.ndarray,
-    ends: np.ndarray,
+    requests: Requests,
     targets: np.ndarray,
     num_items: int,
     name: str,
     repeats: str = "exclude",
-) -> dict[str, float]:
+    top: int = 0,
+) -> Ranking:
     """Rank targets among all items, or among those that their user has not seen.
 
     Args:
         scorer: see `Scorer`.
         item_index: int array, shape `(events,)`, item indexes.
-        starts, ends: int arrays, shape `(b,)`, the events of `item_index` that are the history of each target.
-        targets: int array, shape `(b,)`, items numbered from 0.
+        requests: `Requests`, which of these events are the history of each request, and how many targets it has.
+        targets: int array, shape `(targets,)`, items numbered from 0.
         num_items: int, items that a scorer scores.
         name: str, for the progress bar.
         repeats: str, `"exclude"` or `"allow"`; see above. Default: `"exclude"`.
-    Returns:
-        The metrics of `ranking_metrics` by name; with `"allow"` also `repeat_share@10`.
+        top: int, how many of the first items of each ranking are kept. Default: 0.
     """
     is_kept = keeps_seen(repeats)
+    starts, ends, offsets = requests.starts, requests.ends, requests.offsets
     num_above, num_tied = np.zeros((2, len(targets)), np.int64)
-    is_repeat = np.zeros(len(targets), bool)
+    items = np.full((len(starts), min(top, num_items)), -1, np.int32)
     chunk = max(1, CHUNK_BYTES // (4 * num_items))
-    for first in track(range(0, len(targets), chunk), f"Ranking {name}"):
-        rows = np.arange(first, min(first + chunk, len(targets)))
+    for first in track(range(0, len(starts), chunk), f"Ranking {name}"):
+        rows = np.arange(first, min(first + chunk, len(starts)))
         scores = scorer(rows)
-        seen = np.concatenate([item_index[starts[r] : ends[r]] for r in rows]) - FIRST_ITEM_INDEX
-        row_of_seen = np.repeat(rows - first, ends[rows] - starts[rows])
-        if is_kept:
-            is_repeat[rows] = np.bincount(row_of_seen, seen == targets[rows][row_of_seen], len(rows)) > 0
-        else:
-            scores[row_of_seen, seen] = -np.inf
-        own = scores[rows - first, targets[rows]][:, None]
-        num_above[rows] = (scores > own).sum(axis=1)
-        num_tied[rows] = np.where(np.isneginf(own[:, 0]), 0, (scores == own).sum(axis=1))
-    return ranking_metrics(num_above, num_tied, num_items, is_repeat if is_kept else None)
+        if not is_kept:
+            seen = np.concatenate([item_index[starts[r] : ends[r]] for r in rows]) - FIRST_ITEM_INDEX
+            scores[np.repeat(rows - first, ends[rows] - starts[rows]), seen] = -np.inf
+        number = np.diff(offsets[first : first + len(rows) + 1])
+        row_of_target = np.repeat(rows - first, number)
+        for begin in range(0, len(row_of_target), chunk):  # a request may have many targets
+            of_row = row_of_target[begin : begin + chunk]
+            own = slice(offsets[first] + begin, offsets[first] + begin + len(of_row))
+            theirs = scores if len(of_row) == len(rows) and (number == 1).all() else scores[of_row]
+            score = scores[of_row, targets[own]][:, None]
+            num_above[own] = np.count_nonzero(theirs > score, axis=1)
+            num_tied[own] = np.where(np.isneginf(score[:, 0]), 0, np.count_nonzero(theirs == score, axis=1))
+        if top:
+            best, found = (np.asarray(x) for x in keras.ops.top_k(scores, items.shape[1]))
+            items[rows] = np.where(np.isneginf(best), -1, found)
+    return Ranking(num_above, num_tied, offsets, num_items, items)
 
 
 def embed(
@@ -123,85 +126,30 @@ def embed(
     return queries
 
 
-def embed_histories(model: TwoTower, split: LeaveLastOut, part: str, users: int | None = None) -> np.ndarray:
-    """Embed the histories of all evaluated users, or of the first `users`: float32 array, shape `(users, width)`."""
-    starts, ends = (array[:users] for array in split.histories(part))
-    data = split.data
-    features = data.model_inputs(split.users[:users])
-    return embed(model, data.item_index, starts, ends, data.timestamp, data.ticks_per_second, features=features)
+def embed_histories(model: TwoTower, split: Split, part: str, users: int | None = None) -> np.ndarray:
+    """Embed the histories of all requests of a part, or of the first `users`: float32 array, shape `(requests, width)`."""
+    asked = split.requests(part)
+    data, features = split.data, split.data.model_inputs(asked.users[:users])
+    histories = asked.starts[:users], asked.ends[:users]
+    return embed(model, data.item_index, *histories, data.timestamp, data.ticks_per_second, features=features)
 
 
-def model_scorer(model: TwoTower, split: LeaveLastOut, part: str) -> Scorer:
-    """A scorer of dot products: the users' queries with the catalogue."""
+def model_scorer(model: TwoTower, split: Split, part: str) -> Scorer:
+    """A scorer of dot products: the users' queries with the catalogue. An empty history gets the popular items, as when served."""
     queries, items = embed_histories(model, split, part), np.asarray(model.item_tower.catalogue()).T
-    return lambda rows: queries[rows] @ items
-
-
-def evaluate_model(model: TwoTower, split: LeaveLastOut, part: str, repeats: str = "exclude") -> dict[str, float]:
-    """Rank the targets of `part` by a model; see `rank_targets`."""
-    return rank_targets(model_scorer(model, split, part), split, part, repeats)
-
-
-def evaluate_baselines(split: LeaveLastOut, part: str, repeats: str = "exclude") -> dict[str, dict[str, float]]:
-    """Rank the targets of `part` by popularity, the bigram table and item-KNN, which learn from the training part."""
-    item_index, offsets = split.train_part()
-    popularity = Popularity(item_index, split.data.num_items)
-    bigram = Bigram(item_index, offsets, popularity)
-    knn = ItemKNN(item_index, offsets, split.data.num_items)
     starts, ends = split.histories(part)
-    last = split.data.item_index[ends - 1]
+    popular = split.train_counts().astype(np.float32)
 
-    def knn_scores(rows):
-        histories = [split.data.item_index[starts[r] : ends[r]] for r in rows]
-        return knn.scores(np.concatenate(histories), np.cumsum([0, *map(len, histories)]))
+    def scores(rows: np.ndarray) -> np.ndarray:
+        found = queries[rows] @ items
+        found[starts[rows] == ends[rows]] = popular
+        return found
 
-    return {
-        "popularity": rank_targets(lambda rows: popularity.scores(len(rows)), split, part, repeats),
-        "bigram": rank_targets(lambda rows: bigram.scores(last[rows]), split, part, repeats),
-        "item-knn": rank_targets(knn_scores, split, part, repeats),
-    }
+    return scores
 
 
-def evaluate(
-    data: PreparedData,
-    part: str = "test",
-    model: TwoTower | None = None,
-    *,
-    repeats: str = "exclude",
-    targets: Sequence[str] = (),
-) -> dict:
-    """Rank the held-out targets by a model and by the baselines; the figures of `tfrec evaluate`.
-
-    >>> data = PreparedData.from_histories([["a", "b", "c"], ["b", "c", "a"]])
-    >>> evaluate(data)["num_users"]
-    2
-
-    Args:
-        data: `PreparedData`, whose leave-last-out split is evaluated.
-        part: `"test"` or `"validation"`. Default: `"test"`.
-        model: `TwoTower`, trained. Default: the baselines alone.
-        repeats: str, `"exclude"` leaves the items of the history out of the ranking, `"allow"` ranks them too; `Run.repeats` is
-            the choice that a run was trained with. Default: `"exclude"`.
-        targets: texts, which events are to be found; see `LeaveLastOut`. `Run.targets` are those of a run. Default: all.
-    Returns:
-        `{"model": metrics, "popularity": metrics, "bigram": metrics, "num_users": int, ...}`, where metrics are
-        `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`. With `repeats="allow"` also `repeat_share@10`, the share of the hits of
-        `hr@10` whose target stands in its own history; `num_repeat_targets` counts such targets. With a model that has a
-        `task_head` also `task`; see `evaluate_task`.
-    Raises:
-        ValueError: no user has the three events that it takes, or `repeats` or `targets` hold another value.
-    """
-    split = LeaveLastOut(data, targets=targets)
-    if not len(split.users):
-        needed = f"2 events {' and '.join(targets)} after another one" if targets else "3 events"
-        raise ValueError(f"No user has {needed} (one of history, a validation and a test target): nothing to evaluate.")
-    result = {} if model is None else {"model": evaluate_model(model, split, part, repeats)}
-    counts: dict[str, Any] = {
-        "num_users": len(split.users),
-        "num_short_users": split.num_short,
-        "num_repeat_targets": split.num_repeats(part),
-    }
-    counts |= {"targets": list(targets)} if targets else {}
-    if model is not None and model.task_head is not None:
-        counts["task"] = evaluate_task(model, split, part, embed_histories(model, split, part))
-    return result | evaluate_baselines(split, part, repeats) | {"split": part, "repeats": repeats} | counts
+def evaluate_model(model: TwoTower, split: Split, part: str, repeats: str = "exclude") -> dict[str, float]:
+    """The mean metrics of a model over the requests of `part`, and the share of repeats where they are allowed."""
+    ranking = rank_targets(model_scorer(model, split, part), split, part, repeats)
+    found = means(metrics_of_requests(ranking))
+    return found | ({"repeat_share@10": ranking.share_of(split.is_repeat(part), 10)} if keeps_seen(repeats) else {})

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import Split
 from tfrec.data.task_columns import has_value, task_feature
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.models.two_tower import TwoTower
@@ -17,16 +17,16 @@ ITEM_DAMPING, USER_DAMPING = 25.0, 10.0
 """Events with the mean that are added to those of each item and of each user."""
 
 
-def evaluate_task(model: TwoTower, split: LeaveLastOut, part: str, queries: np.ndarray) -> dict[str, Any]:
+def evaluate_task(model: TwoTower, split: Split, part: str, queries: np.ndarray) -> dict[str, Any]:
     """Predict the column of the head for every target: given the history before it and its item.
 
     Targets without a known value do not count. The baselines learn from the training part.
 
     Args:
         model: `TwoTower` with a `task_head`.
-        split: `LeaveLastOut`.
+        split: `Split`.
         part: `"test"` or `"validation"`.
-        queries: float32 array, shape `(evaluated users, width)`; see `embed_histories`.
+        queries: float32 array, shape `(requests, width)`; see `embed_histories`.
     Returns:
         `{"column": str, "kind": str, "num_targets": int, "model": metrics, ...}`. Of a number, metrics are `mae` and `rmse`, beside
         `mean of all`, `mean of the item` and `user + item bias`; of a category `accuracy`, beside `most frequent` and `most
@@ -37,10 +37,11 @@ def evaluate_task(model: TwoTower, split: LeaveLastOut, part: str, queries: np.n
     head = model.task_head
     assert head is not None
     task_feature(split.data, head.column, head.kind)
-    users, events = split.users, split.histories(part)[1]
-    truth = np.asarray(split.data.event_columns[head.column][events])
+    asked = split.requests(part)
+    truth = np.asarray(split.data.event_columns[head.column][asked.targets])
     known = has_value(truth)
-    users, items, truth, queries = users[known], split.targets(part)[known], truth[known], queries[known]
+    request = np.repeat(np.arange(len(asked.users)), np.diff(asked.offsets))[known]
+    users, items, truth, queries = asked.users[request], split.targets(part)[known], truth[known], queries[request]
     predicted = [
         np.asarray(
             head.predict(queries[first : first + ROWS], model.item_tower.candidates(items[first : first + ROWS]))
@@ -55,7 +56,7 @@ def evaluate_task(model: TwoTower, split: LeaveLastOut, part: str, queries: np.n
     return about | {name: measure(guess, truth) for name, guess in values.items()}
 
 
-def _training_events(split: LeaveLastOut, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _training_events(split: Split, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User, item (from 0) and value of each event of the training part that has a value."""
     data = split.data
     lengths = split.train_ends - data.offsets[:-1]

@@ -13,7 +13,8 @@ import keras
 import numpy as np
 
 from tfrec.data.batches import PackedBatches
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import Split
+from tfrec.evaluation.judgement import check_requests
 from tfrec.evaluation.ranking import evaluate_model
 from tfrec.exceptions import DivergedError
 from tfrec.files import replace_folder, write_whole
@@ -40,7 +41,7 @@ class Validation(keras.callbacks.Callback):
     ['loss', 'val_hr@10', 'val_ndcg@10']
 
     Args:
-        split: `LeaveLastOut`, the data whose validation targets are ranked.
+        split: `Split`, the data whose validation targets are ranked.
         every: int, epochs from one validation to the next; the first and the last epoch are always validated. Default: 1.
         names: the metrics that go to the logs, and so to the progress bar: any of `hr@5 hr@10 hr@20 ndcg@5 ndcg@10 ndcg@20 mrr`.
             Default: `hr@10` and `ndcg@10`.
@@ -52,14 +53,13 @@ class Validation(keras.callbacks.Callback):
 
     def __init__(
         self,
-        split: LeaveLastOut,
+        split: Split,
         every: int = 1,
         names: Sequence[str] = ("hr@10", "ndcg@10"),
         repeats: str = "exclude",
     ) -> None:
         super().__init__()
-        if not len(split.users):
-            raise ValueError("The data has no user with 3 events: there is no target to validate on.")
+        check_requests(split, "validation")
         self.split, self.every, self.names, self.repeats = split, every, tuple(names), repeats
         self.metrics: dict[str, float] = {}
         self.seconds = 0.0

@@ -11,7 +11,7 @@ import numpy as np
 from tfrec.data.batches import PackedBatches
 from tfrec.data.encoding import encode_table
 from tfrec.data.features import Feature
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import Split
 from tfrec.data.task_columns import task_feature
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.layers.features import FeatureEmbedding
@@ -95,7 +95,7 @@ def build_model(
     return model
 
 
-def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> PackedBatches:
+def build_batches(config: Config, split: Split, model: TwoTower) -> PackedBatches:
     """The batches that a model is fitted on, in the form that its sequence tower reads.
 
     Raises:
@@ -127,7 +127,7 @@ def build_batches(config: Config, split: LeaveLastOut, model: TwoTower) -> Packe
     return batches
 
 
-def build_loss(config: Config, split: LeaveLastOut) -> Callable:
+def build_loss(config: Config, split: Split) -> Callable:
     """The loss that a resolved config names."""
     assert config.temperature is not None
     assert config.seen_weight is not None
@@ -158,7 +158,7 @@ def build_schedule(config: Config, steps: int) -> keras.optimizers.schedules.Lea
 
 def compile_model(
     config: Config,
-    split: LeaveLastOut,
+    split: Split,
     *,
     model: TwoTower | None = None,
     loss: Callable | None = None,
@@ -167,6 +167,7 @@ def compile_model(
     """Build and compile a model and make its batches: the whole of `train` but the fitting.
 
     >>> from tfrec.data.prepared import PreparedData
+    >>> from tfrec.data.splits import LeaveLastOut
     >>> from tfrec.training.resolve import resolve
     >>> split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c", "a", "b"]] * 8))
     >>> config = resolve(Config(width=8, max_length=4), split)
@@ -175,7 +176,7 @@ def compile_model(
 
     Args:
         config: `Config` without open fields, as `resolve` returns it.
-        split: `LeaveLastOut`, the data to train on.
+        split: `Split`, the data to train on.
         model: `TwoTower`, used in place of the one that the config describes. One that is compiled keeps its loss and its
             optimizer. Default: built from the config.
         loss: used in place of the one that the config names; see `TwoTower.compile`. Default: built from the config.
@@ -230,7 +231,7 @@ def compile_model(
     return model, batches
 
 
-def _start_from_counts(tower: ItemTower, split: LeaveLastOut) -> None:
+def _start_from_counts(tower: ItemTower, split: Split) -> None:
     """Turn the rows of the item table to the directions of `cooccurrence_vectors`; rows of items without neighbours stay."""
     table = tower.table.numpy()
     vectors = cooccurrence_vectors(*split.train_part(MAX_COUNTED_EVENTS), tower.num_items, tower.width)

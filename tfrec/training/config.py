@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfrec.data.splits import REPEATS
+from tfrec.data.time_split import SPLITS, is_date
 from tfrec.layers.recurrent import CELLS
 from tfrec.models.sequence_tower import BLOCKS, POSITIONS
 
@@ -23,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16", "float16"),
     "repeats": REPEATS,
     "similarity": ("cosine", "dot"),
+    "split": SPLITS,
 }
 """The values that a field of text may have; for `positions`, each of its members."""
 ABOVE_0 = {
@@ -95,6 +97,10 @@ class Config:
             `new_item_row`. Default: 2.5.
         cold_items: float, share of the catalogue that is held out with all its events, to measure how new items are recommended;
             see `ColdItems`. Default: 0.
+        split: str, what validation and test hold out: `"last"`, the last two events of each user, see `LeaveLastOut`; `"time"`, the
+            newest events of the log, see `TimeSplit`. Default: `"last"`.
+        test: str, with `split="time"` the test part: `"7d"`, `"2024-05-01"` or a share such as `"0.1"`. Default: none.
+        validation: str, the same for the validation part. Default: as `test`.
         similarity: str, score of a query and a candidate: `"cosine"` or `"dot"`. Default: `"cosine"`.
         repeats: str, `"exclude"` never recommends what stands in the history; `"allow"` learns, validates, evaluates and exports a
             ranking of the whole catalogue, for users who come back to the same items. Default: `"exclude"`.
@@ -169,6 +175,9 @@ class Config:
     feature_dropout_rate: float = 0.1
     new_item_weight: float = 2.5
     cold_items: float = 0.0
+    split: str = "last"
+    test: str | None = None
+    validation: str | None = None
     similarity: str = "cosine"
     repeats: str = "exclude"
     targets: tuple[str, ...] = ()
@@ -232,6 +241,19 @@ class Config:
                 f"`repeats=allow` ranks the items of the history like others, and so must the loss: leave out `seen_weight` or set "
                 f"it to 1. Received: {self.seen_weight}."
             )
+        if self.split == "last" and (self.test or self.validation):
+            raise ValueError("`test` and `validation` are for `split=time`: set it too.")
+        if self.split == "time":
+            if not self.test:
+                raise ValueError("`split=time` needs `test`: a span such as 7d, a date or a share of the events.")
+            if is_date(self.test) and not self.validation:
+                raise ValueError(
+                    f"The test starts at {self.test}: set `validation` too, to a date before it or a span such as 7d."
+                )
+            if self.validation:
+                is_date(self.validation)  # refuse another text here
+            if self.cold_items:
+                raise ValueError("`cold_items` are held out of the split `last`: leave out `split` or `cold_items`.")
         if self.epochs and self.final_epochs and self.final_epochs > self.epochs:
             raise ValueError(f"`final_epochs` is at most `epochs`. Received: {self.final_epochs} and {self.epochs}.")
 

@@ -15,7 +15,8 @@ from typing import Any
 import keras
 
 from tfrec.data.prepared import PreparedData
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import Split
+from tfrec.evaluation.judgement import check_requests
 from tfrec.files import scratch, write_whole
 from tfrec.models.item_tower import ItemTower
 from tfrec.models.two_tower import TwoTower
@@ -23,7 +24,8 @@ from tfrec.training.callbacks import Progress, TakePlace, Validation
 from tfrec.training.compiling import compile_model
 from tfrec.training.config import LOSS_FIELDS, MODEL_FIELDS, Config
 from tfrec.training.resolve import resolve
-from tfrec.training.run import CHECKPOINT, CONFIG, METRICS, Run, read_settings, without_cold, write_run
+from tfrec.training.run import CHECKPOINT, METRICS, Run, write_run
+from tfrec.training.settings import CONFIG, read_settings, split_of, without_cold
 
 RATE_SETTERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 """Callbacks that set the learning rate, which Keras refuses beside a schedule."""
@@ -93,12 +95,8 @@ def train(
         config = config or Config()
         data = without_cold(data if isinstance(data, PreparedData) else PreparedData.open(data), config)
     assert config is not None
-    split = LeaveLastOut(data, 0 if config.final_epochs else 2, config.targets)
-    if not len(split.users):
-        needed = f"2 events {' and '.join(config.targets)} after another one" if config.targets else "3 events"
-        raise ValueError(
-            f"The data has no user with {needed}: none to validate on. A sequential model needs histories."
-        )
+    split = split_of(data, config)
+    check_requests(split, "validation")
     config = config if resume else _fill_in(config, split, model, loss)
     has_schedule = not any(isinstance(callback, RATE_SETTERS) for callback in callbacks)
     model, batches = compile_model(config, split, model=model, loss=loss, has_schedule=has_schedule)
@@ -173,7 +171,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
             raise FileExistsError(f"`{out}` is not a run, so --overwrite does not replace it. Choose another folder.")
 
 
-def _fill_in(config: Config, split: LeaveLastOut, model: TwoTower | None, loss: Callable | None) -> Config:
+def _fill_in(config: Config, split: Split, model: TwoTower | None, loss: Callable | None) -> Config:
     """Resolve a config beside a model and a loss that take the place of some of its fields, which stay open."""
     replaced: tuple[str, ...] = ()
     if model is not None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import Split
 from tfrec.training.config import Config
 
 FULL_SOFTMAX_ITEMS = 15_000
@@ -21,7 +21,7 @@ SPARSE_DATA = 100
 """Training events for each item of the catalogue below which dropout is as high as for few events."""
 
 
-def resolve(config: Config, split: LeaveLastOut) -> Config:
+def resolve(config: Config, split: Split) -> Config:
     """Fill in every field of a config that is `None`, from the size of the training part.
 
     Few events want a small tower and much dropout. Many events want a larger tower and, where each item has many of them, less
@@ -29,6 +29,7 @@ def resolve(config: Config, split: LeaveLastOut) -> Config:
     large tower, because each takes longer. `docs/quality.md` has the measurements.
 
     >>> from tfrec.data.prepared import PreparedData
+    >>> from tfrec.data.splits import LeaveLastOut
     >>> split = LeaveLastOut(PreparedData.from_histories([["a", "b", "c", "a"]] * 8))
     >>> config = resolve(Config(epochs=5), split)
     >>> config.width, config.loss, config.epochs
@@ -36,7 +37,7 @@ def resolve(config: Config, split: LeaveLastOut) -> Config:
 
     Args:
         config: `Config`, as the user wrote it.
-        split: `LeaveLastOut`, the data to train on.
+        split: `Split`, the data to train on.
     Returns:
         `Config` without open fields; resolving it again changes nothing.
     Raises:

@@ -25,7 +25,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,8 @@ import pyarrow.parquet
 from tfrec.data.cold_items import ColdItems
 from tfrec.data.features import Feature, load_features, save_features
 from tfrec.data.prepared import ITEMS, PreparedData
-from tfrec.data.splits import LeaveLastOut
+from tfrec.data.splits import LeaveLastOut, Split
 from tfrec.data.vocabulary import Vocabulary
-from tfrec.exceptions import DataMismatchError
-from tfrec.formats import check_format
 from tfrec.index.answers import Answers
 from tfrec.index.filters import build_filter
 from tfrec.index.inputs import RequestEncoder, request_inputs
@@ -52,93 +50,12 @@ from tfrec.training.config import Config
 from tfrec.training.requests import check_ids, read_request
 from tfrec.training.results import Recommendations, Scores
 from tfrec.training.sample import load_sample, save_sample
+from tfrec.training.settings import ABOUT, CONFIG, FORMAT, RunSettings, read_json, read_settings, split_of
 from tfrec.version import __version__
 
-FORMAT = 3
-ABOUT, CONFIG, MODEL, WEIGHTS, SAMPLE = "run.json", "config.json", "model.json", "model.weights.h5", "sample.npz"
+MODEL, WEIGHTS, SAMPLE = "model.json", "model.weights.h5", "sample.npz"
 HISTORY, METRICS, CHECKPOINT = "history.csv", "metrics.json", "checkpoint.npz"
 SAMPLE_USERS = 1000
-IDS_ALONE = {"item_features": "none", "id_dropout_rate": 0.0, "feature_dropout_rate": 0.0}
-"""What a config means that is older than features."""
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """The part of a run folder that needs no model.
-
-    Attributes:
-        folder: Path, the run folder.
-        format_version: int.
-        config: `Config`, None for a model that was fitted by hand.
-        data_path: str, where the data lay; None for data in memory.
-        fingerprint: str, of the data; None for a run of format 1.
-        length_quantiles: dict, of the number of events of a user.
-        own: list of str, which of `model` and `loss` the user gave to `train`.
-    """
-
-    folder: Path
-    format_version: int
-    config: Config | None
-    data_path: str | None
-    fingerprint: str | None = None
-    length_quantiles: dict[str, int] = field(default_factory=dict)
-    own: list[str] = field(default_factory=list)
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """The catalogue."""
-        return Vocabulary.load(self.folder)
-
-    def open_data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
-        """The prepared data that the run was trained on; see `Run.data`."""
-        found = self.find_data(data)
-        return self.check_data(found if self.config is None else without_cold(found, self.config))
-
-    def find_data(self, data: PreparedData | str | os.PathLike | None = None) -> PreparedData:
-        """The given data, or that where the run's lay, with the items that training held out."""
-        if data is None and self.data_path is None:
-            raise ValueError(
-                "The run was trained on data in memory: pass the data (in the command line, --data FOLDER)."
-            )
-        if data is None and not Path(str(self.data_path)).is_dir():
-            raise ValueError(
-                f"The data of the run is no longer at `{self.data_path}`: pass where it lies now, with --data."
-            )
-        return data if isinstance(data, PreparedData) else PreparedData.open(data or str(self.data_path))
-
-    def check_data(self, found: PreparedData) -> PreparedData:
-        """Data that is what the run was trained on, or an error."""
-        is_same = self.fingerprint in (None, found.fingerprint)
-        if not is_same or found.vocabulary.item_ids != self.vocabulary.item_ids:
-            raise DataMismatchError(
-                f"`{found.folder or 'The data'}` is not what `{self.folder}` was trained on: its events, users or items differ. "
-                f"Pass the data of the run with --data, or train again."
-            )
-        return found
-
-
-def read_settings(folder: str | os.PathLike) -> RunSettings:
-    """Read the part of a run folder that needs no model.
-
-    Raises:
-        ValueError: the folder is no run.
-        NewerFormatError: a newer tfrec wrote it.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise ValueError(
-            f"`{folder}` is not a run: it has no {CONFIG}. Make one with `tfrec train DATA --out {folder}`."
-        )
-    about, values = _read_json(folder / ABOUT), _read_json(folder / CONFIG)
-    version = check_format(folder, about, FORMAT)
-    if version == 1:
-        data_path = values.pop("data")
-        return RunSettings(folder, version, Config.from_dict(IDS_ALONE | values), data_path)
-    if version == 2 and values:
-        values = IDS_ALONE | values
-    config = Config.from_dict(values) if values else None
-    known = {name: about[name] for name in ("fingerprint", "length_quantiles", "own")}
-    return RunSettings(folder, version, config, about["data"], **known)
 
 
 @dataclass
@@ -196,12 +113,12 @@ class Run:
             model = build_model(dataclasses.replace(config, init_stddev=0.0), len(vocabulary))
             sample, quantiles = _sample_of_format_1(settings, model.sequence_tower.max_length)
         else:
-            model = _rebuild(_read_json(folder / MODEL))
+            model = _rebuild(read_json(folder / MODEL))
             quantiles = settings.length_quantiles
             sample = load_sample(folder / SAMPLE, vocabulary, features)
         model.load_weights(folder / WEIGHTS)
         items = pyarrow.parquet.read_table(folder / ITEMS)
-        metrics, history = _read_json(folder / METRICS), _read_history(folder)
+        metrics, history = read_json(folder / METRICS), _read_history(folder)
         return cls(folder, config, model, vocabulary, items, features, sample, quantiles, metrics, history, settings)
 
     @classmethod
@@ -245,13 +162,14 @@ class Run:
         known = self.features.get("events", [])
         return None if head is None else next((feature for feature in known if feature.name == head.column), None)
 
-    def split(self, data: PreparedData | None = None) -> LeaveLastOut:
-        """The split of the run: of its data, or of its sample.
+    def split(self, data: PreparedData) -> Split:
+        """The split of the run's data."""
+        return LeaveLastOut(data) if self.config is None else split_of(data, self.config)
 
-        Args:
-            data: `PreparedData`. Default: `Run.sample`.
-        """
-        return LeaveLastOut(self.sample if data is None else data, targets=self.targets)
+    def sample_split(self) -> LeaveLastOut:
+        """The sample as a split: the newest histories of its users."""
+        is_by_time = self.config is not None and self.config.split == "time"  # its sample ends with any event
+        return LeaveLastOut(self.sample, targets=() if is_by_time else self.targets)
 
     def recommend(
         self,
@@ -383,7 +301,7 @@ def write_run(
     pyarrow.parquet.write_table(data.items, folder / ITEMS)
     if any(data.features.values()):
         save_features(folder, data.features)
-    split = LeaveLastOut(data, targets=() if config is None else config.targets)
+    split = LeaveLastOut(data) if config is None else split_of(data, dataclasses.replace(config, final_epochs=None))
     sample = split.sample(SAMPLE_USERS, model.sequence_tower.max_length)
     save_sample(folder / SAMPLE, sample)
     about = {
@@ -395,16 +313,6 @@ def write_run(
         "own": list(own),
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
-
-
-def without_cold(data: PreparedData, config: Config) -> PreparedData:
-    """The data that a config trains on: all of it but `cold_items`."""
-    return ColdItems(data, config.cold_items, config.seed).known if config.cold_items else data
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; nothing where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _read_history(folder: Path) -> dict[str, list[float]]:

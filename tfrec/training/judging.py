@@ -1,0 +1,136 @@
+"""Runs judged on the data that they were trained on, beside other runs and baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfrec.data.prepared import PreparedData
+from tfrec.evaluation.cold import evaluate_cold_items
+from tfrec.evaluation.contenders import BASELINES, Contender, baselines_of, of_model
+from tfrec.evaluation.judgement import Judgement, judge
+from tfrec.evaluation.metrics import CUTOFFS
+from tfrec.evaluation.ranking import embed_histories
+from tfrec.evaluation.tasks import evaluate_task
+from tfrec.training.config import Config
+from tfrec.training.run import Run
+from tfrec.training.settings import CONFIG
+
+SPLIT_FIELDS = ("split", "test", "validation", "targets", "cold_items")
+"""Fields of a config that decide what is held out."""
+
+
+def judge_run(
+    run: Run,
+    data: PreparedData | str | os.PathLike | None = None,
+    part: str = "test",
+    *,
+    against: Sequence[str | os.PathLike] = (),
+    repeats: str | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> Judgement:
+    """`judge` a run, as `"model"`, on its own split, with its own `repeats` and `targets`.
+
+    >>> judge_run(Run.open("run"), against=["popularity", "other-run"]).differences("ndcg@10")  # doctest: +SKIP
+    {'popularity': {'difference': 0.14, 'low': 0.12, 'high': 0.17, 'p_value': 1e-30}, 'other-run': ...}
+
+    Args:
+        run: `Run`.
+        data: the prepared data or where it lies now. Default: where it lay at training.
+        part: `"test"` or `"validation"`. Default: `"test"`.
+        against: names of `BASELINES` and folders of other runs, which must be trained on the same data and split. Default: the
+            baselines that the data has the columns for.
+        repeats: `"exclude"` or `"allow"`. Default: `Run.repeats`.
+        cutoffs: ints > 0, the k of the metrics. Default: 5, 10, 20.
+    Raises:
+        ValueError: the run was trained on all events, another run holds out other events, or a name is unknown.
+        DataMismatchError: a run was trained on other data.
+    """
+    check_held_out(run)
+    found = run.data(data)
+    contenders = {"model": of_model(run.model)}
+    contenders |= {str(name): contender(name, run, found) for name in against} if against else baselines_of(found)
+    vectors, repeats = np.asarray(run.model.item_tower.catalogue()), repeats or run.repeats
+    return judge(run.split(found), contenders, part, repeats=repeats, cutoffs=cutoffs, vectors=vectors)
+
+
+def evaluate_run(
+    run: Run,
+    data: PreparedData | str | os.PathLike | None = None,
+    part: str = "test",
+    *,
+    by: Sequence[str] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """`judge_run` as plain values, with the second head and, where the run was trained without some, new items.
+
+    Args:
+        run, data, part: see `judge_run`.
+        by: what to slice by, see `slices`. Default: nothing.
+        options: `against`, `repeats` and `cutoffs` of `judge_run`.
+    Returns:
+        The dict of `evaluate`; `cold_items` in it is that of `evaluate_cold_items`.
+    """
+    judged = judge_run(run, data, part, **options)
+    result = judged.to_dict(by)
+    if run.model.task_head is not None:
+        queries = embed_histories(run.model, judged.split, part)
+        result["task"] = evaluate_task(run.model, judged.split, part, queries)
+    if run.config and run.config.cold_items:
+        cold, boost = run.cold_items(data), run.config.new_item_boost
+        result["cold_items"] = evaluate_cold_items(cold, part, run.model, boost, judged.repeats)
+    return result
+
+
+def contender(name: str | os.PathLike, run: Run, data: PreparedData) -> Contender:
+    """A baseline by its name, or the model of another run by its folder, as a contender beside `run`."""
+    if str(name) in BASELINES:
+        return BASELINES[str(name)]
+    if not (Path(name) / CONFIG).is_file():
+        raise ValueError(f"`{name}` is neither a run nor one of the baselines {', '.join(BASELINES)}.")
+    other = Run.open(name)
+    check_held_out(other)
+    other.settings.check_data(data)
+    mine, theirs = (_split_fields(one.config) for one in (run, other))
+    if different := [field for field in SPLIT_FIELDS if mine[field] != theirs[field]]:
+        raise ValueError(
+            f"`{name}` holds out other events than `{run.folder}`: they differ in {', '.join(different)}. Train both alike."
+        )
+    return of_model(other.model)
+
+
+def check_held_out(run: Run) -> None:
+    """Raise for a run that was trained on all events."""
+    if run.config and run.config.final_epochs:
+        raise ValueError(
+            f"`{run.folder}` was trained on all events, the targets too: there is nothing left to evaluate it on."
+        )
+
+
+def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean and the standard deviation of the model's metrics over runs that differ in their seeds.
+
+    >>> over_seeds([{"model": {"mrr": mrr}} for mrr in (0.1, 0.15, 0.2)])["model"]["mrr"]
+    {'mean': 0.15, 'stddev': 0.05, 'min': 0.1, 'max': 0.2}
+    """
+    metrics = {name: np.array([result["model"][name] for result in results]) for name in results[0]["model"]}
+    of_seeds = {
+        name: {"mean": v.mean(), "stddev": v.std(ddof=1), "min": v.min(), "max": v.max()} for name, v in metrics.items()
+    }
+    return {"num_runs": len(results), "model": {n: {k: float(x) for k, x in v.items()} for n, v in of_seeds.items()}}
+
+
+def different_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """The fields in which the configs of two runs differ, with both values."""
+    mine, theirs = (dataclasses.asdict(one.config or Config()) for one in (run, other))
+    return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+
+def _split_fields(config: Config | None) -> dict[str, Any]:
+    given = dataclasses.asdict(config or Config())
+    return {field: given[field] for field in SPLIT_FIELDS}
