@@ -75,6 +75,7 @@ _HOMES = {
     "prepare_dataset": "tfrec.data.datasets",
     "prepare_history": "tfrec.data.batches",
     "preset": "tfrec.training.presets",
+    "recommend_all": "tfrec.deploy.bulk",
     "refresh": "tfrec.deploy.saved_model",
     "resolve": "tfrec.training.resolve",
     "to_litert": "tfrec.deploy.litert",

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tfrec.cli.main import app, main
 from tfrec.cli.tables import find_titles
 
-COMMANDS = ["prepare", "train", "evaluate", "export", "serve", "recommend", "lite", "demo"]
+COMMANDS = ["prepare", "train", "evaluate", "export", "serve", "recommend", "recommend-all", "lite", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -19,7 +19,7 @@ def test_help_is_complete(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     for option in app.registered_commands:
-        if option.callback.__name__ == command:
+        if option.callback.__name__.replace("_", "-") == command:
             assert option.callback.__doc__.split(";")[0].split(":")[0].strip(".") in result.output
 
 

@@ -1,14 +1,17 @@
 """A model that reads what happened and the context of a request: the same answers in Python, SavedModel, gRPC, REST and LiteRT."""
 
+import dataclasses
 import json
 import re
 import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tensorflow as tf
 
+from tfrec import recommend_all
 from tfrec.cli.main import main
 from tfrec.data.features import Feature, input_name, twin_input
 from tfrec.deploy.catalogue import change_catalogue
@@ -242,6 +245,39 @@ def test_the_command_line(device_run, device_export, monkeypatch, capsys):
         main()
     expected = device_run.recommend(HISTORY, 10, events=EVENTS, context=CONTEXT)
     assert [item["item_id"] for item in json.loads(capsys.readouterr().out)] == expected.item_ids.tolist()
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_the_same_for_all_users(device_run, device_export, device_data, tmp_path, same_but_for_ties, kind):
+    """Of data that was prepared later: its values have other numbers than those of the model."""
+    data, later, columns = device_data, {}, dict(device_data.event_columns)
+    for use, own in data.features.items():
+        later[use] = [dataclasses.replace(feature, values=feature.values[::-1]) for feature in own]
+    known = {feature.name: feature for use in ("events", "context") for feature in data.features[use]}
+    for name in ("device", "event type"):
+        columns[name] = np.array([0, 1, 3, 2], np.int32)[columns[name]]
+    columns["price"] = np.where(np.arange(data.num_events) == data.offsets[5], np.nan, columns["price"]).astype(
+        np.float32
+    )
+    columns["device"][data.offsets[5]] = 0
+    source = device_run if kind == "run" else device_export
+    asked = {"users": [f"u{user}" for user in range(30)], "context": {"device": "phone"}, "k": 5}
+    changed = dataclasses.replace(data, features=later, event_columns=columns)
+    recommend_all(source, changed, tmp_path / "recs.parquet", **asked)
+    found = pyarrow.parquet.read_table(tmp_path / "recs.parquet")
+
+    here = [slice(data.offsets[user], data.offsets[user + 1]) for user in range(data.num_users)]
+    rows = [data.users["user_id"].to_pylist().index(user) for user in dict.fromkeys(found["user_id"].to_pylist())]
+    assert len(rows) == 30
+    texts = {name: [None, None, *known[name].values[::-1]] for name in ("device", "event type")}
+    events = {name: [[texts[name][code] for code in columns[name][here[u]]] for u in rows] for name in texts}
+    events["price"] = [columns["price"][here[u]].tolist() for u in rows]
+    context = {"device": "phone", "age": [data.users["age"][u].as_py() for u in rows]}
+    histories = [data.vocabulary.decode(data.history(u)) for u in rows]
+    expected = device_run.recommend(histories, 5, events=events, context=context)
+    ids = np.array(found["item_id"].to_pylist()).reshape(30, 5)
+    same_but_for_ties(ids.tolist(), expected.item_ids.tolist(), expected.scores.tolist())
+    np.testing.assert_allclose(np.array(found["score"]).reshape(30, 5), expected.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize(

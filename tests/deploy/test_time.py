@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from tfrec import recommend_all
 from tfrec.data.preparation import prepare
 from tfrec.deploy.litert import to_litert
 from tfrec.deploy.saved_model import export
@@ -61,6 +62,22 @@ def test_the_request_time_decides(timed_run):
             best = timed_run.recommend(items, 1, timestamps=times, request_time=times[-1] + after).item_ids
             right.append(best[0] == f"item-{(last + step) % 40}")
     assert np.mean(right) > 0.75
+
+
+def test_the_same_for_all_users(timed_run, timed_log, tmp_path):
+    """All are asked at one time, or now."""
+    users = [f"u{user}" for user in range(10)]
+    recommend_all(timed_run, timed_log, tmp_path / "recs.parquet", k=3, users=users, request_time=31 * DAY)
+    found = pyarrow.parquet.read_table(tmp_path / "recs.parquet")
+    rows = [timed_log.users["user_id"].to_pylist().index(user) for user in found["user_id"].to_pylist()[::3]]
+    histories = [timed_log.vocabulary.decode(timed_log.history(row)) for row in rows]
+    times = [timed_log.timestamp[timed_log.offsets[row] : timed_log.offsets[row + 1]] for row in rows]
+    expected = timed_run.recommend(histories, 3, timestamps=times, request_time=31 * DAY)
+    assert found["item_id"].to_pylist() == expected.item_ids.ravel().tolist()
+    np.testing.assert_allclose(found["score"], expected.scores.ravel(), atol=1e-5)
+    recommend_all(timed_run, timed_log, tmp_path / "now.parquet", k=3, users=users)
+    now = pyarrow.parquet.read_table(tmp_path / "now.parquet")
+    assert now["score"].to_pylist() != found["score"].to_pylist()
 
 
 def test_the_same_everywhere(timed_run, tmp_path):

@@ -19,7 +19,7 @@ from tfrec.cli.demo import demo
 from tfrec.cli.deploy import check, export, export_embeddings, lite, refresh
 from tfrec.cli.evaluation import evaluate
 from tfrec.cli.report import report
-from tfrec.cli.serve import bench_serve, recommend, serve
+from tfrec.cli.serve import bench_serve, recommend, recommend_all, serve
 from tfrec.cli.training import train
 from tfrec.version import __version__
 
@@ -34,7 +34,20 @@ index_app = typer.Typer(no_args_is_help=True, help="Work on the index of an expo
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 app.add_typer(index_app, name="index")
 app.add_typer(bench_app, name="bench")
-for command in (prepare, train, evaluate, report, export, check, lite, serve, recommend, export_embeddings, demo):
+for command in (
+    prepare,
+    train,
+    evaluate,
+    report,
+    export,
+    check,
+    lite,
+    serve,
+    recommend,
+    recommend_all,
+    export_embeddings,
+    demo,
+):
     app.command()(command)
 index_app.command()(refresh)
 bench_app.command("serve")(bench_serve)

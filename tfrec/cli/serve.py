@@ -1,9 +1,11 @@
-"""`tfrec serve`, `recommend` and `bench serve`."""
+"""`tfrec serve`, `recommend`, `recommend-all` and `bench serve`."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,6 +157,78 @@ def recommend(
     if names:
         out.print("After: " + "; ".join(names.get(i, i) for i in ids[-5:]), highlight=False)
     print_recommendations(answer, names)
+
+
+def recommend_all(
+    source: Annotated[Path, typer.Argument(help="Export folder, or run folder, which is ranked exactly.")],
+    data: Annotated[Path, typer.Option(help="Prepared folder with the users and their histories.")],
+    out_: Annotated[
+        Path, typer.Option("--out", help="File to write, .parquet or .csv: user_id, rank, item_id, score.")
+    ],
+    k: Annotated[int, typer.Option("--k", "-k", help="How many for each user.")] = 10,
+    users: Annotated[
+        Path | None, typer.Option(help="Users to answer: a .txt file with an id on each line, or a table with user_id.")
+    ] = None,
+    exclude: Annotated[
+        str,
+        typer.Option(
+            help="Item ids not to recommend, with commas; or a file with item_id, and with user_id for one user alone."
+        ),
+    ] = "",
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            help="`exclude` leaves out the items of each history, `allow` does not; as the model does when left out."
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="attribute=value: items that have it; of an export, where it has such a filter. May be repeated."
+        ),
+    ] = None,
+    deny: Annotated[list[str] | None, typer.Option(help="attribute=value: items that do not have it.")] = None,
+    request_time: Annotated[
+        int | None, typer.Option(help="Second of the requests, for a model that reads times; now by default.")
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of all requests, such as device=phone; may be repeated."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file where it exists.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin again, where the same call was ended before its end.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend items to all users of prepared data, into one file; a call that was ended before its end goes on."""
+    from tfrec.deploy.bulk import recommend_all as recommend_to_all
+
+    report = recommend_to_all(
+        source,
+        data,
+        out_,
+        k=k,
+        users=users,
+        exclude=exclude if os.path.isfile(exclude) else next(csv.reader([exclude], skipinitialspace=True), []),
+        repeats=repeats,
+        allow=_wanted(allow or []),
+        deny=_wanted(deny or []),
+        request_time=request_time,
+        context={name: value for name, (value,) in (_feature(text, "--context") for text in context or [])},
+        overwrite=overwrite,
+        restart=restart,
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report) | {"path": str(report.path)}))
+        return
+    out.print(f"Wrote {report.path}: {report.num_rows:,} rows for {report.num_users:,} users, at most {k} each.")
+    if report.num_resumed:
+        out.print(f"  an earlier call had answered {report.num_resumed:,} of them (--restart begins again)")
+    if report.num_unknown_users:
+        out.print(f"  left out: {report.num_unknown_users:,} users that the data does not have")
+    if report.num_unknown_items:
+        out.print(f"  histories are read without {report.num_unknown_items:,} items that the model does not know")
 
 
 def _security(

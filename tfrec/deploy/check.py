@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def is_stock_op(name: str) -> bool:
     return ">" not in name and name not in PYTHON_OPS and hasattr(tf.raw_ops, name)
 
 
+def load_export(folder: Path, packages: Sequence[str]) -> Any:
+    """Load a version folder in this process.
+
+    Args:
+        folder: Path of the version folder.
+        packages: names of the packages whose ops it needs, the `custom_ops` of its manifest.
+    Raises:
+        ValueError: a package is not installed, or the folder cannot be loaded.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package.lower())
+        except ImportError:
+            raise ValueError(f"`{folder}` needs the ops of {package}: pip install {package.lower()}.") from None
+    try:
+        return tf.saved_model.load(str(folder))
+    except Exception as error:  # TensorFlow has many for a damaged file
+        raise ValueError(f"`{folder}` cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
 def check(folder: str | os.PathLike) -> CheckReport:
     """Load a version folder as a server does, replay its warm-up file and ask it for recommendations.
 
@@ -86,15 +107,7 @@ def check(folder: str | os.PathLike) -> CheckReport:
     foreign = sorted(op for op in called if not is_stock_op(op))
     manifest = folder / "tfrec_manifest.json"
     packages = json.loads(manifest.read_text(encoding="utf-8"))["custom_ops"] if manifest.is_file() else []
-    for package in packages:
-        try:
-            importlib.import_module(package.lower())
-        except ImportError:
-            raise ValueError(f"`{folder}` needs the ops of {package}: pip install {package.lower()}.") from None
-    try:
-        loaded = tf.saved_model.load(str(folder))
-    except Exception as error:  # TensorFlow has many for a damaged file
-        raise ValueError(f"`{folder}` cannot be loaded: {str(error).splitlines()[0]}") from None
+    loaded = load_export(folder, packages)
     gc.collect()  # what loading left goes before the first request makes more
     signatures = loaded.signatures
     replayed, answer = 0, []
