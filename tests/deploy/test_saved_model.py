@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tensorflow as tf
 from reference import recommend
 
 import tfrec
+from tfrec.data.prepared import PreparedData
 from tfrec.deploy.check import check, ops_of
 from tfrec.deploy.saved_model import MANIFEST, export, latest_version, refresh
 from tfrec.deploy.serving_model import build_serving_model
@@ -204,6 +206,13 @@ def test_score_agrees_with_recommend(served, histories):
     assert np.isneginf(scores[10:]).all()
 
 
+def to_all(version, histories, folder, **asked):
+    """The items of `recommend_all` for each history."""
+    data = PreparedData.from_histories(histories)
+    tfrec.recommend_all(version, data, folder / "recs.parquet", overwrite=True, **asked)
+    return np.array(pyarrow.parquet.read_table(folder / "recs.parquet")["item_id"]).reshape(len(histories), 10).tolist()
+
+
 @pytest.mark.parametrize("kind", ["exact", "partitioned", "scann"])
 def test_an_export_may_allow_repeats_and_a_request_leave_them_out(run, histories, tmp_path, same_but_for_ties, kind):
     """The reference's answers with repeats; `recommend_new` and a listed `exclude` answer as an export without them."""
@@ -223,7 +232,9 @@ def test_an_export_may_allow_repeats_and_a_request_leave_them_out(run, histories
         same_but_for_ties(ids(answer), expected, scores)
     filtered = call(served, "recommend_filtered", **asked, allow=[[""]] * 42, deny=[[""]] * 42)
     same_but_for_ties(ids(filtered), expected, scores)
+    same_but_for_ties(to_all(version, some, tmp_path), expected, scores)
     expected, scores = in_python(run, some, 10)
+    same_but_for_ties(to_all(version, some, tmp_path, repeats="exclude"), expected, scores)
     same_but_for_ties(ids(call(served, "recommend_new", **asked)), expected, scores)
     same_but_for_ties(ids(call(served, "recommend", **asked | {"exclude": padded(some)})), expected, scores)
     everything = run.vocabulary.item_ids

@@ -311,10 +311,14 @@ def _open_export(folder: Path, k: int, filters: Sequence[str], repeats: str | No
         found = signature(**{name: _tensor(values) for name, values in inputs.items()})
         return found["item_ids"].numpy(), found["scores"].numpy()
 
+    def release() -> None:  # holds the loaded model, whose variables would go while its signatures are used
+        if hasattr(loaded, "release"):
+            loaded.release()
+
     none: dict[str, Any] = {f"{owner}_features": [] for owner in ("event", "context", "user")}
     about = none | manifest | {"reads_times": "timestamps" in signature.structured_input_signature[1]}
     item_ids = pyarrow.parquet.read_table(version / "assets.extra" / ITEMS, columns=["item_id"])["item_id"].to_pylist()
-    return _Model(ask, about, item_ids, choice, fingerprint, getattr(loaded, "release", lambda: None))
+    return _Model(ask, about, item_ids, choice, fingerprint, release)
 
 
 def _tensor(values: np.ndarray) -> tf.Tensor:
