@@ -1,5 +1,7 @@
 """The contract that every layer passes, and what is particular to each."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -144,6 +146,27 @@ def test_a_later_item_changes_no_earlier_output(make, x):
     after = np.array(layer(x, is_real))
     np.testing.assert_allclose(after[:, :5], before[:, :5], atol=1e-6)
     assert (np.abs(after[:, 5] - before[:, 5]) > 1e-3).any(axis=1).all()
+
+
+def test_the_last_column_alone(make, x, is_real):
+    """A request reads nothing else of the last block."""
+    layer = make()
+    if "newest_only" not in inspect.signature(layer.call).parameters:
+        pytest.skip("has no such argument")
+    whole = np.array(layer(x, is_real))
+    np.testing.assert_allclose(layer(x, is_real, newest_only=True), whole[:, -1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", [[], ["relative"]])
+def test_the_last_column_alone_of_a_tower_that_reads_times(x, is_real, positions):
+    tower = SequenceTower(11, num_heads=2, positions=positions, time_bias=True, calendar=True)
+    times = np.cumsum(np.full((BATCH, LENGTH), 40_000), axis=1)
+    own = {"timestamps": times, "request_times": times + 5000}
+    tower(x, is_real, **own)
+    rng = np.random.default_rng(0)
+    tower.set_weights([rng.normal(size=w.shape) for w in tower.get_weights()])
+    whole = np.array(tower(x, is_real, **own))
+    np.testing.assert_allclose(tower(x, is_real, **own, newest_only=True), whole[:, -1:], atol=1e-5)
 
 
 def test_what_padding_holds_and_how_much_there_is_changes_nothing(make, x, is_real):

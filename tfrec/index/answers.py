@@ -120,7 +120,7 @@ class Answers(tf.Module):
             vectors = self.index.vectors_of(item)
         if self._norm is not None:
             vectors *= tf.expand_dims(tf.gather(self._norm.value(), item), -1)
-        return model.embed_history(inputs, vectors), ~tf.reduce_any(inputs["is_real"], axis=1)
+        return model.embed_history(inputs, vectors, is_aligned=True), ~tf.reduce_any(inputs["is_real"], axis=1)
 
     def rank(self, history, others, exclude, k, width, allow=None, deny=None, repeats=None):
         """Recommend items.

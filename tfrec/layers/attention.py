@@ -82,7 +82,9 @@ def pointwise_attend(query, key, value, is_allowed, bias=None, keep=lambda w: w,
     return ops.matmul(ops.cast(keep(weights), value.dtype), value)
 
 
-def attend_causally(query, key, value, is_real, end=None, bias=None, attend=attend, keep=lambda w: w):
+def attend_causally(
+    query, key, value, is_real, end=None, bias=None, attend=attend, keep=lambda w: w, newest_only=False
+):
     """`attend` in which each position sees itself and earlier real positions of its own history.
 
     The work is done in two halves: the older half never sees the newer one, which saves a quarter. Packed rows are attended to out
@@ -91,21 +93,23 @@ def attend_causally(query, key, value, is_real, end=None, bias=None, attend=atte
     Args:
         query, key, value: float tensors, shape `(batch, heads, length, head_dim)`.
         is_real, end: int tensor, for packed rows; see `CausalSelfAttention`. Default: one history a row.
-        bias: float tensor that broadcasts to `(batch, heads, length, length)`. Default: none.
+        bias: float tensor that broadcasts to `(batch, heads, length, length)`; for the last column alone, its last row is enough.
+            Default: none.
+        newest_only: bool, only the last column attends. Default: False.
     Returns:
-        Float tensor, shape of `value`.
+        Float tensor, shape of `value`; with `newest_only`, of its last column.
     """
     length = ops.shape(query)[2]
     half = (length + 1) // 2
     outs = []
-    for begin, stop in ((0, half), (half, length)):
+    for begin, stop in ((length - 1, length),) if newest_only else ((0, half), (half, length)):
         outs.append(
             attend(
                 query[:, :, begin:stop],
                 key[:, :, :stop],
                 value[:, :, :stop],
                 visible(is_real, end, (begin, stop), (0, stop)),
-                None if bias is None else bias[..., begin:stop, :stop],
+                None if bias is None else bias[..., -1:, :] if newest_only else bias[..., begin:stop, :stop],
                 keep,
                 out_of_place=end is not None,
             )
@@ -113,7 +117,9 @@ def attend_causally(query, key, value, is_real, end=None, bias=None, attend=atte
     return ops.concatenate(outs, axis=2)
 
 
-def attend_in_window(query, key, value, is_real, end=None, bias=None, window=1, attend=attend, keep=lambda w: w):
+def attend_in_window(
+    query, key, value, is_real, end=None, bias=None, window=1, attend=attend, keep=lambda w: w, newest_only=False
+):
     """`attend` in which each position sees the `window` newest positions up to itself; the cost is linear in the length.
 
     Rows are cut into blocks of `window` positions. A block sees itself and the block before.
@@ -125,8 +131,9 @@ def attend_in_window(query, key, value, is_real, end=None, bias=None, window=1, 
         bias: float tensor that broadcasts to `(batch, heads, window, 2 * window)`; `[..., i, j]` belongs to the distance
             `window + i - j`. Default: none.
         window: int > 0.
+        newest_only: bool, return the last column alone. Default: False.
     Returns:
-        Float tensor, shape of `value`.
+        Float tensor, shape of `value`; with `newest_only`, of its last column.
     """
     _, heads, length, head_dim = ops.shape(query)
     num_blocks = (length + window - 1) // window
@@ -161,7 +168,8 @@ def attend_in_window(query, key, value, is_real, end=None, bias=None, window=1, 
         out_of_place=end is not None,
     )
     out = ops.transpose(ops.reshape(out, (-1, num_blocks, heads, window, head_dim)), (0, 2, 1, 3, 4))
-    return ops.reshape(out, (-1, heads, num_blocks * window, head_dim))[:, :, :length]
+    first = length - 1 if newest_only else 0
+    return ops.reshape(out, (-1, heads, num_blocks * window, head_dim))[:, :, first:length]
 
 
 def attend_to_history(window: int | None):
@@ -207,8 +215,9 @@ class CausalSelfAttention(keras.layers.Layer):
             after the newest item of its history. Positions with another `end` are not seen. Default: one history a row.
         bias: float tensor that broadcasts to `(batch, num_heads, length, length)`, added to the logits; with a window, to
             `(batch, num_heads, window, 2 * window)`. Default: none.
+        newest_only: bool, return the last column alone; the other columns are read, but do not attend. Default: False.
     Returns:
-        Float tensor, shape and dtype of `x`. Padded positions are zero.
+        Float tensor, shape and dtype of `x`, or of its last column. Padded positions are zero.
     Raises:
         ValueError: `num_heads` does not divide the width (the message gives both).
     """
@@ -234,14 +243,16 @@ class CausalSelfAttention(keras.layers.Layer):
         self.project_in.build(input_shape)
         self.project_out.build(input_shape)
 
-    def call(self, x, is_real, end=None, bias=None, training=None):
+    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
         length, width = ops.shape(x)[1], x.shape[-1]
         heads = ops.reshape(self.project_in(x), (-1, length, 3, self.num_heads, width // self.num_heads))
         query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)), num=3, axis=0)  # B H L D/H each
         if self.rotary:
             query, key = rotate(query), rotate(key)
         mix = attend_to_history(self.window)
-        out = mix(query, key, value, is_real, end, bias, keep=lambda w: self.dropout(w, training=training))
+        keep = lambda w: self.dropout(w, training=training)  # noqa: E731
+        out = mix(query, key, value, is_real, end, bias, keep=keep, newest_only=newest_only)
+        is_real = is_real[:, -1:] if newest_only else is_real
         return ops.where(ops.expand_dims(is_real, -1), self.project_out(merge_heads(out)), 0)
 
     def compute_output_shape(self, input_shape, *_, **__):

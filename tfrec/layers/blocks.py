@@ -1,7 +1,8 @@
 """Blocks: what a sequence tower stacks.
 
 All are called as `block(x, is_real, end=None, bias=None)`: the vectors, which positions are real, for packed rows where
-each history ends, and what is added to the logits of attention (see `CausalSelfAttention`).
+each history ends, and what is added to the logits of attention (see `CausalSelfAttention`). Blocks of attention also take
+`newest_only`, which returns the last column alone: nothing reads the other columns of the last block of a request.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end, bias: see `CausalSelfAttention`.
+        end, bias, newest_only: see `CausalSelfAttention`.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
     """
@@ -76,10 +77,12 @@ class TransformerBlock(keras.layers.Layer):
         self.feed_in.build(input_shape)
         self.feed_out.build((*input_shape[:-1], self.hidden_dim))
 
-    def call(self, x, is_real, end=None, bias=None, training=None):
-        x = x + self.dropout(
-            self.attention(self.attention_norm(x), is_real, end, bias, training=training), training=training
+    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
+        attended = self.attention(
+            self.attention_norm(x), is_real, end, bias, newest_only=newest_only, training=training
         )
+        x = x[:, -1:] if newest_only else x
+        x = x + self.dropout(attended, training=training)
         return x + self.dropout(self.feed_out(self.feed_in(self.feed_norm(x))), training=training)
 
     def compute_output_shape(self, input_shape, *_, **__):
@@ -118,8 +121,11 @@ class GatedBlock(TransformerBlock):
         self.attention_gate.build(input_shape)
         self.feed_gate.build(input_shape)
 
-    def call(self, x, is_real, end=None, bias=None, training=None):
-        attended = self.attention(self.attention_norm(x), is_real, end, bias, training=training)
+    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
+        attended = self.attention(
+            self.attention_norm(x), is_real, end, bias, newest_only=newest_only, training=training
+        )
+        x = x[:, -1:] if newest_only else x
         x = x + self.dropout(self.attention_gate(x) * attended, training=training)
         swish, linear = ops.split(self.feed_in(self.feed_norm(x)), 2, axis=-1)
         fed = self.feed_out(silu(swish) * linear)
@@ -142,7 +148,7 @@ class HSTUBlock(keras.layers.Layer):
     Call arguments:
         x: float tensor, shape `(batch, length, width)`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding.
-        end, bias: see `CausalSelfAttention`.
+        end, bias, newest_only: see `CausalSelfAttention`.
     Returns:
         Float tensor, shape and dtype of `x`. Padded positions hold no information of real ones, and none flows back.
     """
@@ -175,13 +181,17 @@ class HSTUBlock(keras.layers.Layer):
         for layer in (self.norm, self.project_in, self.attended_norm, self.project_out):
             layer.build(input_shape)
 
-    def call(self, x, is_real, end=None, bias=None, training=None):
+    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
         gate, *heads = ops.split(self.project_in(self.norm(x)), 4, axis=-1)
         value, query, key = (split_heads(h, self.num_heads) for h in heads)
         if self.rotary:
             query, key = rotate(query), rotate(key)
         mix = attend_to_history(self.window)
-        attended = merge_heads(mix(query, key, value, is_real, end, bias, attend=pointwise_attend))
+        attended = merge_heads(
+            mix(query, key, value, is_real, end, bias, attend=pointwise_attend, newest_only=newest_only)
+        )
+        if newest_only:
+            x, gate, is_real = x[:, -1:], gate[:, -1:], is_real[:, -1:]
         out = self.project_out(self.attended_norm(attended / self.max_length) * gate)
         return x + self.dropout(ops.where(ops.expand_dims(is_real, -1), out, 0), training=training)
 

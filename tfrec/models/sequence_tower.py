@@ -67,8 +67,9 @@ class SequenceTower(AbstractSequenceTower):
         timestamps, request_times: int tensors, for a tower that reads times; see `TimeBias`.
         events: dict of tensors by name, shape `(batch, length)`: the event features of each item.
         context: dict of tensors by name, shape `(batch, length)`: the context of the request after each item.
+        newest_only: bool, return the query after the last column alone, for less work in the last block. Default: False.
     Returns:
-        Float tensor, shape of `x`: the query after each position; zeros at padding.
+        Float tensor, shape of `x`: the query after each position; zeros at padding. With `newest_only`, `(batch, 1, width)`.
     """
 
     supports_packing = True
@@ -175,19 +176,28 @@ class SequenceTower(AbstractSequenceTower):
         """Whether `call` needs `context`."""
         return bool(self.context_features)
 
-    def _bias(self, block: int, length, is_packed: bool, timestamps, request_times):
-        """The bias that block number `block` adds to the logits of its attention, or None."""
+    def _bias(self, block: int, length, is_packed: bool, timestamps, request_times, newest_only: bool):
+        """The bias that block number `block` adds to the logits of its attention, or None; of the last row with `newest_only`."""
         window, bias = self.attention_window, None
         if self.distances:
             of_distance = self.distances[block].between(2 * window if window else length, by_gather=is_packed)
-            bias = ops.expand_dims(of_distance[:, window or 0 :], 0)
+            bias = ops.expand_dims(of_distance[:, window or (length - 1 if newest_only else 0) :], 0)
         if self.times:
-            of_time = self.times[block].between(timestamps, request_times)
+            of_time = self.times[block].between(timestamps, request_times[:, -1:] if newest_only else request_times)
             bias = of_time if bias is None else bias + of_time
         return bias
 
     def call(  # type: ignore[override]
-        self, x, is_real, end=None, timestamps=None, request_times=None, events=None, context=None, training=None
+        self,
+        x,
+        is_real,
+        end=None,
+        timestamps=None,
+        request_times=None,
+        events=None,
+        context=None,
+        newest_only=False,
+        training=None,
     ):
         if self.reads_times and timestamps is None:
             raise ValueError("`time_bias` and `calendar` need `timestamps` and `request_times`.")
@@ -211,8 +221,12 @@ class SequenceTower(AbstractSequenceTower):
             x = x + self.context(self.hide_context(context, training=training))
         x = self.dropout(x, training=training)
         for i, block in enumerate(self.blocks):
-            bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times)
-            x = block(x, is_real, end, bias, training=training)
+            is_last = newest_only and i == self.num_blocks - 1 and self.block not in CELLS
+            bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times, is_last)
+            own = {"newest_only": True} if is_last else {}
+            x = block(x, is_real, end, bias, training=training, **own)
+        if newest_only:
+            x, is_real = x[:, -1:], is_real[:, -1:]
         x = self.norm(x)
         if self.normalize:
             x = l2_normalize(x)

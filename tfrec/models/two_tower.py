@@ -223,7 +223,7 @@ class TwoTower(keras.Model):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def call(self, inputs, vectors=None, training=None):
+    def call(self, inputs, vectors=None, newest_only=False, training=None):
         if "end" in inputs and not self.sequence_tower.supports_packing:
             raise ValueError(
                 f"{type(self.sequence_tower).__name__} does not support packed rows, which have `end`: make the batches with "
@@ -236,7 +236,8 @@ class TwoTower(keras.Model):
             name for name, is_read in (("events", tower.reads_events), ("context", tower.reads_context)) if not is_read
         }
         others = {name: value for name, value in inputs.items() if name not in left_out}
-        query = tower(vectors, **others, training=training)
+        own = {"newest_only": True} if newest_only else {}
+        query = tower(vectors, **others, **own, training=training)
         if len(query.shape) != 3 or query.shape[-1] != self.item_tower.width:
             raise ValueError(
                 f"{type(self.sequence_tower).__name__} must return a query after each position, shape (batch, length, "
@@ -244,8 +245,17 @@ class TwoTower(keras.Model):
             )
         return query
 
-    def embed_history(self, inputs, vectors=None):
-        """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one."""
+    def embed_history(self, inputs, vectors=None, is_aligned=False):
+        """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one.
+
+        Args:
+            inputs: dict, see `prepare_inputs`.
+            vectors: float tensor, shape `(batch, length, width)`, the vectors of the items. Default: those of the item tower.
+            is_aligned: bool, whether the newest item of each history stands in the last column, as `prepare_inputs` puts it: the
+                last block of the tower then computes this column alone, where the tower can. Default: False.
+        """
+        if is_aligned and "newest_only" in inspect.signature(self.sequence_tower.call).parameters:
+            return ops.cast(self(inputs, vectors, newest_only=True, training=False)[:, 0], "float32")
         return ops.cast(newest(self(inputs, vectors, training=False), inputs["is_real"]), "float32")
 
     def predict_step(self, data):
