@@ -201,6 +201,50 @@ def test_a_row_of_padding_is_finite_and_hurts_no_gradient(make, x):
         assert not np.any(out)
 
 
+@pytest.mark.parametrize("name", ["attention", "rotary attention", "windowed attention"])
+def test_attention_weights_times_the_values_are_the_output(name, x, is_real):
+    cls, arguments = LAYERS[name]
+    layer = cls(**arguments)
+    out, weights = np.array(layer(x, is_real)), np.array(layer.attention_weights(x, is_real))
+    assert weights.shape == (BATCH, 5, LENGTH, LENGTH)
+    np.testing.assert_allclose(weights.sum(-1), np.broadcast_to(is_real[:, None], weights.shape[:-1]), atol=1e-6)
+    value = np.split(x @ np.array(layer.project_in.kernel), 3, axis=-1)[2].reshape(BATCH, LENGTH, 5, 2)
+    mixed = np.einsum("bhij,bjhd->bihd", weights, value).reshape(x.shape)
+    expected = mixed @ np.array(layer.project_out.kernel)
+    np.testing.assert_allclose(out[is_real], expected[is_real], atol=1e-5)
+    row, column = np.indices((LENGTH, LENGTH))
+    is_seen = (row >= column) & (row - column < (3 if name == "windowed attention" else LENGTH))
+    assert (weights[0, 0] > 0).tolist() == is_seen.tolist()
+    assert not weights[:, :, :, :4][1].any()  # padding
+
+
+def test_attention_weights_of_a_pointwise_block(x, is_real):
+    cls, arguments = LAYERS["hstu"]
+    layer = cls(**arguments | {"rotary": False})
+    layer.build(x.shape)
+    weights = np.array(layer.attention_weights(x, is_real))
+    silu = lambda v: v / (1 + np.exp(-v))  # noqa: E731
+    _, _, query, key = np.split(silu(np.array(layer.norm(x)) @ np.array(layer.project_in.kernel)), 4, axis=-1)
+    query, key = (v.reshape(BATCH, LENGTH, 5, 2) for v in (query, key))
+    expected = silu(np.einsum("bihd,bjhd->bhij", query, key)) / 11  # `max_length`
+    is_seen = np.tril(np.ones((LENGTH, LENGTH), bool)) & is_real[:, None, None] & is_real[:, None, :, None]
+    np.testing.assert_allclose(weights, np.where(is_seen, expected, 0), atol=1e-6)
+
+
+def test_attention_weights_of_a_tower_are_those_of_what_each_block_reads(x, is_real):
+    tower = SequenceTower(5, num_blocks=2, num_heads=2, block="gated", positions=["relative"])
+    tower(x, is_real)
+    bias = np.zeros((2, 5), np.float32)
+    bias[1, 2] = 50.0  # the second head of the second block sees the item two before
+    tower.distances[1].bias.assign(bias)
+    first, second = (np.array(weights) for weights in tower.attention_weights(x, is_real))
+    between = tower.blocks[0](x, is_real, None, np.zeros((1, 2, LENGTH, LENGTH), np.float32))
+    for block, read, found in ((0, x, first), (1, between, second)):
+        expected = tower.blocks[block].attention_weights(read, is_real)
+        np.testing.assert_allclose(found[:, 0], np.array(expected)[:, 0], atol=1e-5)
+    np.testing.assert_allclose(second[0, 1, np.arange(2, LENGTH), np.arange(LENGTH - 2)], 1, atol=1e-5)
+
+
 def test_dropout_only_in_training(x, is_real):
     layer = TransformerBlock(2, 13, dropout_rate=0.5)
     np.testing.assert_array_equal(layer(x, is_real), layer(x, is_real))

@@ -135,12 +135,13 @@ def attend_in_window(
     Returns:
         Float tensor, shape of `value`; with `newest_only`, of its last column.
     """
-    _, heads, length, head_dim = ops.shape(query)
+    _, heads, length, _ = ops.shape(query)
     num_blocks = (length + window - 1) // window
     padding = num_blocks * window - length
 
     def blocks(x):  # (B, H, L, D/H) to (B * blocks, H, window, D/H)
-        x = ops.reshape(ops.pad(x, [[0, 0], [0, 0], [0, padding], [0, 0]]), (-1, heads, num_blocks, window, head_dim))
+        x = ops.pad(x, [[0, 0], [0, 0], [0, padding], [0, 0]])
+        x = ops.reshape(x, (-1, heads, num_blocks, window, ops.shape(x)[3]))
         return ops.transpose(x, (0, 2, 1, 3, 4))
 
     def with_previous(x, axis):  # a block of zeros, which is not real, stands before the first
@@ -159,7 +160,7 @@ def attend_in_window(
         same = ops.equal(ops.reshape(looks, (-1, window, 1)), ops.expand_dims(with_previous(looks, 2), 1))
         is_allowed = ops.logical_and(is_allowed, same)
     out = attend(
-        ops.reshape(blocks(query), (-1, heads, window, head_dim)),
+        ops.reshape(blocks(query), (-1, heads, window, ops.shape(query)[3])),
         with_previous(blocks(key), 3),
         with_previous(blocks(value), 3),
         ops.expand_dims(is_allowed, 1),
@@ -167,14 +168,30 @@ def attend_in_window(
         keep,
         out_of_place=end is not None,
     )
-    out = ops.transpose(ops.reshape(out, (-1, num_blocks, heads, window, head_dim)), (0, 2, 1, 3, 4))
-    first = length - 1 if newest_only else 0
-    return ops.reshape(out, (-1, heads, num_blocks * window, head_dim))[:, :, first:length]
+    width = ops.shape(value)[3]
+    out = ops.transpose(ops.reshape(out, (-1, num_blocks, heads, window, width)), (0, 2, 1, 3, 4))
+    return ops.reshape(out, (-1, heads, num_blocks * window, width))[:, :, length - 1 if newest_only else 0 : length]
 
 
 def attend_to_history(window: int | None):
     """`attend_in_window` with that window; without one, `attend_causally`."""
     return functools.partial(attend_in_window, window=window) if window else attend_causally
+
+
+def weights_of(mix, query, key, is_real, end=None, bias=None, **how):
+    """The weights with which attention adds up values, by the rule of `mix` itself: what it makes of one-hot values.
+
+    Args:
+        mix: `attend_causally` or `attend_in_window`; see `attend_to_history`.
+        query, key, is_real, end, bias, how: see `attend_causally`.
+    Returns:
+        Float32 tensor, shape `(batch, heads, length, length)`: how much of each column a row takes. Rows of padding are zero.
+    """
+    batch, heads, length, _ = ops.shape(key)
+    place = ops.arange(length)
+    one_hot = ops.cast(ops.equal(ops.expand_dims(place, 1), place), "float32")
+    weights = mix(query, key, ops.broadcast_to(one_hot, (batch, heads, length, length)), is_real, end, bias, **how)
+    return ops.where(ops.expand_dims(is_real, (1, 3)), weights, 0)
 
 
 def split_heads(x, num_heads: int):
@@ -243,17 +260,25 @@ class CausalSelfAttention(keras.layers.Layer):
         self.project_in.build(input_shape)
         self.project_out.build(input_shape)
 
-    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
+    def _project(self, x):
+        """Query, key and value of each head."""
         length, width = ops.shape(x)[1], x.shape[-1]
         heads = ops.reshape(self.project_in(x), (-1, length, 3, self.num_heads, width // self.num_heads))
         query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)), num=3, axis=0)  # B H L D/H each
-        if self.rotary:
-            query, key = rotate(query), rotate(key)
+        return (rotate(query), rotate(key), value) if self.rotary else (query, key, value)
+
+    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
+        query, key, value = self._project(x)
         mix = attend_to_history(self.window)
         keep = lambda w: self.dropout(w, training=training)  # noqa: E731
         out = mix(query, key, value, is_real, end, bias, keep=keep, newest_only=newest_only)
         is_real = is_real[:, -1:] if newest_only else is_real
         return ops.where(ops.expand_dims(is_real, -1), self.project_out(merge_heads(out)), 0)
+
+    def attention_weights(self, x, is_real, end=None, bias=None):
+        """The weights of `call`; see `weights_of`. Those of a row add up to 1."""
+        query, key, _ = self._project(x)
+        return weights_of(attend_to_history(self.window), query, key, is_real, end, bias)
 
     def compute_output_shape(self, input_shape, *_, **__):
         return input_shape

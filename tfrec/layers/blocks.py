@@ -17,6 +17,7 @@ from tfrec.layers.attention import (
     pointwise_attend,
     silu,
     split_heads,
+    weights_of,
 )
 from tfrec.layers.dropout import Dropout
 from tfrec.layers.positions import rotate
@@ -84,6 +85,10 @@ class TransformerBlock(keras.layers.Layer):
         x = x[:, -1:] if newest_only else x
         x = x + self.dropout(attended, training=training)
         return x + self.dropout(self.feed_out(self.feed_in(self.feed_norm(x))), training=training)
+
+    def attention_weights(self, x, is_real, end=None, bias=None):
+        """The weights of the attention in `call`: float32 `(batch, num_heads, length, length)`; see `weights_of`."""
+        return self.attention.attention_weights(self.attention_norm(x), is_real, end, bias)
 
     def compute_output_shape(self, input_shape, *_, **__):
         return input_shape
@@ -181,11 +186,14 @@ class HSTUBlock(keras.layers.Layer):
         for layer in (self.norm, self.project_in, self.attended_norm, self.project_out):
             layer.build(input_shape)
 
-    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
+    def _project(self, x):
+        """The gate, and query, key and value of each head."""
         gate, *heads = ops.split(self.project_in(self.norm(x)), 4, axis=-1)
         value, query, key = (split_heads(h, self.num_heads) for h in heads)
-        if self.rotary:
-            query, key = rotate(query), rotate(key)
+        return (gate, rotate(query), rotate(key), value) if self.rotary else (gate, query, key, value)
+
+    def call(self, x, is_real, end=None, bias=None, newest_only=False, training=None):
+        gate, query, key, value = self._project(x)
         mix = attend_to_history(self.window)
         attended = merge_heads(
             mix(query, key, value, is_real, end, bias, attend=pointwise_attend, newest_only=newest_only)
@@ -194,6 +202,12 @@ class HSTUBlock(keras.layers.Layer):
             x, gate, is_real = x[:, -1:], gate[:, -1:], is_real[:, -1:]
         out = self.project_out(self.attended_norm(attended / self.max_length) * gate)
         return x + self.dropout(ops.where(ops.expand_dims(is_real, -1), out, 0), training=training)
+
+    def attention_weights(self, x, is_real, end=None, bias=None):
+        """The weights of the attention in `call`, divided by `max_length`; see `weights_of`. They do not add up to 1."""
+        _, query, key, _ = self._project(x)
+        mix = attend_to_history(self.window)
+        return weights_of(mix, query, key, is_real, end, bias, attend=pointwise_attend) / self.max_length
 
     def compute_output_shape(self, input_shape, *_, **__):
         return input_shape

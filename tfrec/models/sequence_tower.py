@@ -176,7 +176,12 @@ class SequenceTower(AbstractSequenceTower):
         """Whether `call` needs `context`."""
         return bool(self.context_features)
 
-    def _bias(self, block: int, length, is_packed: bool, timestamps, request_times, newest_only: bool):
+    @property
+    def has_attention(self) -> bool:  # type: ignore[override]
+        """Whether the blocks have attention heads."""
+        return self.num_blocks > 0 and self.block not in CELLS
+
+    def _bias(self, block: int, length, is_packed: bool, timestamps, request_times, newest_only: bool = False):
         """The bias that block number `block` adds to the logits of its attention, or None; of the last row with `newest_only`."""
         window, bias = self.attention_window, None
         if self.distances:
@@ -187,18 +192,8 @@ class SequenceTower(AbstractSequenceTower):
             bias = of_time if bias is None else bias + of_time
         return bias
 
-    def call(  # type: ignore[override]
-        self,
-        x,
-        is_real,
-        end=None,
-        timestamps=None,
-        request_times=None,
-        events=None,
-        context=None,
-        newest_only=False,
-        training=None,
-    ):
+    def _read(self, x, is_real, end, timestamps, request_times, events, context, training=None):
+        """The vectors that the first block reads."""
         if self.reads_times and timestamps is None:
             raise ValueError("`time_bias` and `calendar` need `timestamps` and `request_times`.")
         for name, wanted, given in (
@@ -219,7 +214,21 @@ class SequenceTower(AbstractSequenceTower):
             x = self.moment(x, request_times)
         if self.context:
             x = x + self.context(self.hide_context(context, training=training))
-        x = self.dropout(x, training=training)
+        return self.dropout(x, training=training)
+
+    def call(  # type: ignore[override]
+        self,
+        x,
+        is_real,
+        end=None,
+        timestamps=None,
+        request_times=None,
+        events=None,
+        context=None,
+        newest_only=False,
+        training=None,
+    ):
+        x = self._read(x, is_real, end, timestamps, request_times, events, context, training)
         for i, block in enumerate(self.blocks):
             is_last = newest_only and i == self.num_blocks - 1 and self.block not in CELLS
             bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times, is_last)
@@ -231,6 +240,22 @@ class SequenceTower(AbstractSequenceTower):
         if self.normalize:
             x = l2_normalize(x)
         return ops.where(ops.expand_dims(is_real, -1), x, 0)
+
+    def attention_weights(  # type: ignore[override]
+        self, x, is_real, end=None, timestamps=None, request_times=None, events=None, context=None
+    ) -> list:
+        if not self.has_attention:
+            raise ValueError(
+                f"Only transformer, gated and hstu blocks have attention weights for each head. The tower has "
+                f"{self.num_blocks} of `block={self.block}`."
+            )
+        x = self._read(x, is_real, end, timestamps, request_times, events, context)
+        weights = []
+        for i, block in enumerate(self.blocks):
+            bias = self._bias(i, ops.shape(x)[1], end is not None, timestamps, request_times)
+            weights.append(block.attention_weights(x, is_real, end, bias))
+            x = block(x, is_real, end, bias)
+        return weights
 
     def get_config(self):
         own = {

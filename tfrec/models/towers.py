@@ -38,6 +38,7 @@ class AbstractSequenceTower(keras.layers.Layer):
             them. Default: none.
         supports_packing: bool, whether `call` takes `end` and keeps the histories of a row apart; see `CausalSelfAttention`.
             Otherwise each history gets a row of its own. Default: False.
+        has_attention: bool, whether there is an `attention_weights`, which `Run.attention` asks. Default: False.
     Call arguments:
         x: float tensor, shape `(batch, length, width)`: item vectors, oldest first; `length` is at most `max_length`.
         is_real: bool tensor, shape `(batch, length)`. True = real item, False = padding, on the left.
@@ -52,6 +53,7 @@ class AbstractSequenceTower(keras.layers.Layer):
     event_features: Mapping[str, Any] = {}
     context_features: Mapping[str, Any] = {}
     supports_packing: bool = False
+    has_attention: bool = False
 
     @property
     def reads_features(self) -> bool:
@@ -62,6 +64,18 @@ class AbstractSequenceTower(keras.layers.Layer):
         raise NotImplementedError(
             f"{type(self).__name__} needs `call(x, is_real, training=None)`: a query after each position."
         )
+
+    def attention_weights(self, x, is_real, **others) -> list:
+        """The weights of every layer of attention.
+
+        Args:
+            x, is_real, others: the call arguments of the tower.
+        Returns:
+            A float tensor for each layer, shape `(batch, heads, length, length)`: how much of each column a row takes.
+        Raises:
+            ValueError: the tower has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no attention weights: it has no method `attention_weights`.")
 
     def compute_output_shape(self, input_shape, *_, **__):
         return input_shape

@@ -229,21 +229,30 @@ class TwoTower(keras.Model):
                 f"{type(self.sequence_tower).__name__} does not support packed rows, which have `end`: make the batches with "
                 f"`is_packed=False`."
             )
-        vectors = self.item_tower(inputs["history"]) if vectors is None else vectors  # B L D
-        # batches of data with features have them for any tower
-        tower, left_out = self.sequence_tower, {"history", "task"}
-        left_out |= {
-            name for name, is_read in (("events", tower.reads_events), ("context", tower.reads_context)) if not is_read
-        }
-        others = {name: value for name, value in inputs.items() if name not in left_out}
+        vectors, others = self._read(inputs, vectors)
         own = {"newest_only": True} if newest_only else {}
-        query = tower(vectors, **others, **own, training=training)
+        query = self.sequence_tower(vectors, **others, **own, training=training)
         if len(query.shape) != 3 or query.shape[-1] != self.item_tower.width:
             raise ValueError(
                 f"{type(self.sequence_tower).__name__} must return a query after each position, shape (batch, length, "
                 f"{self.item_tower.width}). Received: {tuple(query.shape)}."
             )
         return query
+
+    def _read(self, inputs, vectors=None):
+        """The item vectors of a history, `(batch, length, width)`, and the other arguments of the sequence tower."""
+        vectors = self.item_tower(inputs["history"]) if vectors is None else vectors
+        # batches of data with features have them for any tower
+        tower, left_out = self.sequence_tower, {"history", "task"}
+        left_out |= {
+            name for name, is_read in (("events", tower.reads_events), ("context", tower.reads_context)) if not is_read
+        }
+        return vectors, {name: value for name, value in inputs.items() if name not in left_out}
+
+    def attention_weights(self, inputs, vectors=None) -> list:
+        """The attention weights of every block; see `AbstractSequenceTower.attention_weights`."""
+        vectors, others = self._read(inputs, vectors)
+        return self.sequence_tower.attention_weights(vectors, **others)
 
     def embed_history(self, inputs, vectors=None, is_aligned=False):
         """The query after the whole history: float32, shape `(batch, width)`; zeros for an empty one.
