@@ -88,6 +88,10 @@ class Answers(tf.Module):
         self._popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
         norm = np.concatenate([tf.norm(self.index.vectors_of(block), axis=1).numpy() for block in blocks])
         self._inverse_norm = tf.Variable(1 / np.maximum(norm, 1e-12), trainable=False, name="inverse_norm")
+        # traced once, though a served model embeds histories in most of its signatures
+        self._embed = (
+            self._embed_once if for_edge else tf.function(self._embed_once, reduce_retracing=True, autograph=False)
+        )
         self._eager = tf.function(self.rank, reduce_retracing=True)
         self._eager_score = tf.function(self.score, reduce_retracing=True)
 
@@ -101,26 +105,40 @@ class Answers(tf.Module):
         Returns:
             `(query, is_cold)`: float32 `(batch, width)`; bool `(batch,)`, True for a history without a known item.
         """
-        model = self.model()
+        return self._embed(history, list(others))
+
+    def _embed_once(self, history, others):
+        inputs, vectors = self.read(history, others)
+        return self.model().embed_history(inputs, vectors, is_aligned=True), ~tf.reduce_any(inputs["is_real"], axis=1)
+
+    def read(self, history, others):
+        """The inputs of the model, and the item vectors of the histories where the index has them."""
         given: dict[str, Any] = {"events": {}, "event_context": {}, "request_context": {}}
-        for put, values in zip(self.inputs, others, strict=True):
-            if not (put.is_of_request or self._for_edge):  # else the values of other items would be read
-                message = f"`{put.name}` must have the shape of `history`."
-                check = tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
-                with tf.control_dependencies([] if check is None else [check]):
-                    values = tf.identity(values)
+        for put, values in zip(self.inputs, self.checked(history, others), strict=True):
             if put.feature is not None:
                 for use in put.uses:
                     given[use][put.feature.name] = values
             else:  # LiteRT does not divide int64
                 given[put.name] = values if self._for_edge else to_seconds(values)
-        inputs = prepare_inputs(history, model.sequence_tower.max_length, **given)
+        inputs = prepare_inputs(history, self.model().sequence_tower.max_length, **given)
         vectors, item = None, tf.maximum(inputs["history"] - FIRST_ITEM_INDEX, 0)
         if self._is_shared:
             vectors = self.index.vectors_of(item)
         if self._norm is not None:
             vectors *= tf.expand_dims(tf.gather(self._norm.value(), item), -1)
-        return model.embed_history(inputs, vectors, is_aligned=True), ~tf.reduce_any(inputs["is_real"], axis=1)
+        return inputs, vectors
+
+    def checked(self, history, others) -> list:
+        """The further inputs; an error for one of another shape, or the values of other items would be read."""
+        checked = []
+        for put, values in zip(self.inputs, others, strict=True):
+            if not (put.is_of_request or self._for_edge):
+                message = f"`{put.name}` must have the shape of `history`."
+                check = tf.debugging.assert_equal(tf.shape(values), tf.shape(history), message)
+                with tf.control_dependencies([] if check is None else [check]):
+                    values = tf.identity(values)
+            checked.append(values)
+        return checked
 
     def rank(self, history, others, exclude, k, width, allow=None, deny=None, repeats=None):
         """Recommend items.
@@ -256,7 +274,7 @@ class Answers(tf.Module):
         rows = max(1, SCORES_BYTES // (4 * self.index.num_items))
         given: dict[str, Any] = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
         parts = []
-        for history, others in self._requests(histories, given, rows):
+        for history, others in self.requests(histories, given, rows):
             wanted = [
                 tf.constant([values] * len(history), tf.string, (len(history), len(values)))
                 for values in (wanted_of(allow or {}), wanted_of(deny or {}))
@@ -292,12 +310,12 @@ class Answers(tf.Module):
             self._eager_score(
                 history, others, tf.constant(np.tile(np.asarray(candidates, np.int32), (len(history), 1)))
             )
-            for history, others in self._requests(histories, given, rows)
+            for history, others in self.requests(histories, given, rows)
         ]
         scores, predicted = zip(*parts, strict=True)
         return np.concatenate(scores), None if predicted[0] is None else np.concatenate(predicted)
 
-    def _requests(self, histories: Sequence[np.ndarray], given: Mapping[str, Any], rows: int) -> Iterator[tuple]:
+    def requests(self, histories: Sequence[np.ndarray], given: Mapping[str, Any], rows: int) -> Iterator[tuple]:
         """`(history, others)` as for `query`, for `rows` histories at a time; an input that `given` lacks is missing."""
         for first in range(0, len(histories), rows):
             here = slice(first, first + rows)

@@ -13,4 +13,9 @@ def l2_normalize(x):
     array([[0.6, 0.8],
            [0. , 0. ]], dtype=float32)
     """
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+    return x * inverse_norm(x)
+
+
+def inverse_norm(x):
+    """What `l2_normalize` multiplies the vectors of the last axis by, which stays with the size 1."""
+    return ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))

@@ -11,6 +11,7 @@ from keras import ops
 
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.layers.dropout import Dropout
+from tfrec.layers.normalization import inverse_norm
 from tfrec.models.towers import AbstractItemTower
 
 
@@ -139,6 +140,22 @@ class ItemTower(AbstractItemTower):
             row: float tensor, shape `(width,)`, in place of their rows. Default: 0.
         """
         return self.refine(row, features)
+
+    def parts(self, item_index):
+        """The candidates as sums of two: of the rows of the table, and of the content.
+
+        Args:
+            item_index: int tensor, any shape.
+        Returns:
+            `(of_ids, of_content)`: float32 tensors, shape `(*item_index.shape, width)`, whose sum is `candidates(item_index)`; None
+            for a tower without content, or with an MLP, whose part belongs to both.
+        """
+        if self.content is None or self.mlp:
+            return None
+        rows = ops.take(ops.cast(self.table, self.compute_dtype), item_index, axis=0)
+        parts = [ops.cast(part, "float32") for part in (rows, self.content(self.features_of(item_index)))]
+        scale = inverse_norm(parts[0] + parts[1]) if self.normalize else 1.0
+        return parts[0] * scale, parts[1] * scale
 
     def call(self, item_index, training=None):
         rows = ops.take(ops.cast(self.table, self.compute_dtype), item_index, axis=0)

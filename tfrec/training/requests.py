@@ -37,6 +37,20 @@ def read_request(
     return is_one, known, {"timestamps": times, "request_times": asked, "features": features}
 
 
+def read_history(*arguments) -> tuple[np.ndarray, dict[str, Any]]:
+    """Encode one history; for the arguments and the result, see `read_request`.
+
+    Raises:
+        ValueError: there are several.
+    """
+    is_one, known, given = read_request(*arguments)
+    if not is_one:
+        raise ValueError(
+            f"One history is explained at a time, a list of item ids such as ['50', '181']. Received {len(known)} histories."
+        )
+    return known[0], given
+
+
 def check_ids(ids: Sequence[str]) -> Sequence[str]:
     """Item ids, or an error for the first that is not text."""
     if isinstance(ids, str):

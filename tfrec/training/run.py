@@ -39,16 +39,18 @@ from tfrec.data.cold_items import ColdItems
 from tfrec.data.features import Feature, load_features, save_features
 from tfrec.data.prepared import ITEMS, PreparedData
 from tfrec.data.splits import LeaveLastOut, Split
-from tfrec.data.vocabulary import Vocabulary
+from tfrec.data.vocabulary import FIRST_ITEM_INDEX, Vocabulary
 from tfrec.index.answers import Answers
+from tfrec.index.explanations import Explainer
 from tfrec.index.filters import build_filter
 from tfrec.index.inputs import RequestEncoder, request_inputs
+from tfrec.models.item_tower import ItemTower
 from tfrec.models.new_items import as_table
 from tfrec.models.two_tower import TwoTower
 from tfrec.training.compiling import build_model
 from tfrec.training.config import Config
-from tfrec.training.requests import check_ids, read_request
-from tfrec.training.results import Recommendations, Scores
+from tfrec.training.requests import check_ids, read_history, read_request
+from tfrec.training.results import Attention, Explanation, Recommendations, Scores, cosines
 from tfrec.training.sample import load_sample, save_sample
 from tfrec.training.settings import ABOUT, CONFIG, FORMAT, RunSettings, read_json, read_settings, split_of
 from tfrec.version import __version__
@@ -245,9 +247,74 @@ class Run:
             predicted = np.array(["", "", *task.values])[predicted]
         return Scores(scores[0], None if predicted is None else predicted[0]) if is_one else Scores(scores, predicted)
 
+    def explain(
+        self,
+        history: Sequence[str],
+        items: Sequence[str],
+        *,
+        timestamps: Sequence | None = None,
+        request_time: Any = 0,
+        events: Mapping[str, Sequence] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Explanation:
+        """Say why items have their scores after one history: how far each item of the history moved them, by leaving it out.
+
+        Beside it stand the similarity of each item of the history and, for a model with item features, the parts of id and content.
+
+        >>> run.explain(["50", "181"], ["172"]).contributions  # doctest: +SKIP
+        array([[0.41, 0.17]], dtype=float32)
+
+        Args:
+            items: item ids.
+            history, timestamps, request_time, events, context: see `recommend`; of one history.
+        Raises:
+            TypeError: an item id is not text.
+            ValueError: there are several histories.
+        """
+        answers, asked = self._answers(()), self.vocabulary.encode(check_ids(items))
+        known, given = read_history(self.vocabulary, self._encoder, history, timestamps, request_time, events, context)
+        (scores,), _ = answers.score_candidates([known], asked, **given)
+        contributions, query = self._explainer.explain(known, asked, **given)
+        similarities = cosines(*(np.asarray(answers.embed_items(index)) for index in (asked, known)))
+        of_parts: list[np.ndarray | None] = [None, None]
+        tower = self.model.item_tower
+        if isinstance(tower, ItemTower) and (parts := tower.parts(asked)) is not None:
+            is_dot = (known >= FIRST_ITEM_INDEX).any() & (
+                asked >= FIRST_ITEM_INDEX
+            )  # else the score is none of the vectors
+            of_parts = [np.where(is_dot, np.asarray(part) @ query, np.float32(np.nan)) for part in parts]
+        return Explanation(np.array(items, str), scores, np.array(history, str), contributions, similarities, *of_parts)
+
+    def attention(
+        self,
+        history: Sequence[str],
+        *,
+        timestamps: Sequence | None = None,
+        request_time: Any = 0,
+        events: Mapping[str, Sequence] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Attention:
+        """The attention weights of every block and head for one history.
+
+        >>> run.attention(["50", "181"]).plot().savefig("attention.png")  # doctest: +SKIP
+
+        Args:
+            history, timestamps, request_time, events, context: see `recommend`; of one history.
+        Raises:
+            ValueError: the sequence tower has no attention heads, or there are several histories.
+        """
+        known, given = read_history(self.vocabulary, self._encoder, history, timestamps, request_time, events, context)
+        weights = self._explainer.attention_weights(known, **given)
+        places = np.flatnonzero(known >= FIRST_ITEM_INDEX)[-self.model.sequence_tower.max_length :]
+        return Attention(np.array(history, str)[places], places, weights)
+
     @cached_property
     def _encoder(self) -> RequestEncoder:
         return RequestEncoder(request_inputs(self.model.sequence_tower, self.features))
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self._answers(()))
 
     @cached_property
     def _answers_by_filter(self) -> dict[tuple[str, ...], Answers]:
