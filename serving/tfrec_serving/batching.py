@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfrec_serving.metrics import BATCH_SIZE, Metrics
-from tfrec_serving.servable import NO_ITEM, RequestError, Servable
+from tfrec_serving.servable import NO_ITEM, OF_HISTORY, RequestError, Servable
 
 LIKE_WIDTH = 16
 """Inputs up to this width, and a `k` up to this, cost too little to keep them apart."""
@@ -77,6 +77,12 @@ class _Task:
         return (
             max(0, int(self.inputs["k"].max())) if "k" in self.inputs and self.inputs["k"].dtype.kind == "i" else None
         )
+
+    def own(self, name: str, value: np.ndarray) -> np.ndarray:
+        """An output, no wider than it is alone."""
+        if value.ndim == 2 and name in OF_HISTORY and "history" in self.inputs:
+            return value[:, : self.inputs["history"].shape[1]]
+        return value[:, : self.k] if value.ndim == 2 and name in NO_ITEM and self.k is not None else value
 
 
 @dataclass
@@ -201,13 +207,8 @@ class Batcher:
         outputs = servable.run(signature_name, inputs)
         start = 0
         for task in batch.tasks:
-            answer = {name: value[start : start + task.rows] for name, value in outputs.items()}
-            if task.k is not None:  # no wider than alone
-                answer = {
-                    name: value[:, : task.k] if name in NO_ITEM and value.ndim == 2 else value
-                    for name, value in answer.items()
-                }
-            task.answer.set_result(answer)
+            here = slice(start, start + task.rows)
+            task.answer.set_result({name: task.own(name, value[here]) for name, value in outputs.items()})
             start += task.rows
 
 

@@ -14,7 +14,16 @@ import grpc.aio
 import numpy as np
 
 from tfrec_serving import channels
-from tfrec_serving.connection import Connection, Place, Waiting, has_available, input_arrays, output_arrays, read_answer
+from tfrec_serving.connection import (
+    Connection,
+    Place,
+    Waiting,
+    asking,
+    has_available,
+    input_arrays,
+    output_arrays,
+    read_answer,
+)
 from tfrec_serving.errors import ServingError
 from tfrec_serving.ids import Id
 from tfrec_serving.questions import Inputs, Question, Questions, Recommendation
@@ -124,6 +133,22 @@ class Client(Connection):
         """The score of each candidate after `history`; unknown ones get `-inf`. For the rest, see `recommend`."""
         return self._ask(Questions.score(history, candidates, timestamps, request_time, events, context))
 
+    def explain(
+        self,
+        history: Sequence[Id],
+        item_ids: Sequence[Id],
+        timestamps: Sequence[int] | None = None,
+        request_time: int | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
+        """How far each item of `history` moved the score of each of `item_ids`: the score less the score without it.
+
+        The result is float32 `(len(item_ids), len(history))`, 0 for unknown ids. It costs as much as one score for each item of the
+        history. For the rest, see `recommend`.
+        """
+        return self._ask(Questions.explain(history, item_ids, timestamps, request_time, events, context))
+
     def embed_history(
         self,
         history: Sequence[Id],
@@ -140,7 +165,8 @@ class Client(Connection):
         return self._ask(Questions.embed_items(item_ids))
 
     def _ask(self, question: Question) -> Any:
-        return read_answer(question, self._send(question.signature_name, question.inputs))
+        with asking(question):
+            return read_answer(question, self._send(question.signature_name, question.inputs))
 
     def predict(self, signature_name: str, **inputs: np.ndarray) -> Inputs:
         """Call any signature with arrays by name, also for several rows at a time; return its outputs by name."""
@@ -246,6 +272,10 @@ class AsyncClient(Connection):
         """As `Client.score`."""
         return await self._ask(Questions.score(history, candidates, **others))
 
+    async def explain(self, history: Sequence[Id], item_ids: Sequence[Id], **others: Any) -> np.ndarray:
+        """As `Client.explain`."""
+        return await self._ask(Questions.explain(history, item_ids, **others))
+
     async def embed_history(self, history: Sequence[Id], **others: Any) -> np.ndarray:
         """As `Client.embed_history`."""
         return await self._ask(Questions.embed_history(history, **others))
@@ -255,7 +285,8 @@ class AsyncClient(Connection):
         return await self._ask(Questions.embed_items(item_ids))
 
     async def _ask(self, question: Question) -> Any:
-        return read_answer(question, await self._send(question.signature_name, question.inputs))
+        with asking(question):
+            return read_answer(question, await self._send(question.signature_name, question.inputs))
 
     async def predict(self, signature_name: str, **inputs: np.ndarray) -> Inputs:
         """As `Client.predict`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -163,6 +164,22 @@ def read_answer(question: Question, outputs: Inputs) -> Any:
             f"`{question.signature_name}` of this model does not answer as a recommender's: {error!r}, "
             f"in the outputs {sorted(outputs)}.",
         ) from None
+
+
+@contextlib.contextmanager
+def asking(question: Question) -> Iterator[None]:
+    """Around a call: says what to do where the model lacks the signature of a question.
+
+    Raises:
+        ServingError: of the call, perhaps in other words.
+    """
+    try:
+        yield
+    except ServingError as error:
+        if question.lacking and f'"{question.signature_name}" not found' in str(error):
+            message = f"The model has no signature `{question.signature_name}`: {question.lacking}"
+            raise ServingError(error.code, message) from None
+        raise
 
 
 def has_available(response: Any) -> bool:

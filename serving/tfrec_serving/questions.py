@@ -33,11 +33,13 @@ class Question(NamedTuple):
         signature_name: str, the signature that is asked.
         inputs: dict of arrays by name.
         read: function from the outputs to the result.
+        lacking: str, what to do where the model has no such signature. Default: nothing is known.
     """
 
     signature_name: str
     inputs: Inputs
     read: Callable[[Inputs], Any]
+    lacking: str = ""
 
 
 FIXED = {"history", "exclude", "k", "allow", "deny", "candidates", "item_ids", "timestamps", "request_time"}
@@ -143,6 +145,26 @@ class Questions:
             "candidates": id_row(candidates, "candidates")
         }
         return Question("score", inputs, lambda answer: answer["scores"][0].tolist())
+
+    @staticmethod
+    def explain(
+        history: Sequence[Id],
+        item_ids: Sequence[Id],
+        timestamps: Sequence[int] | None = None,
+        request_time: int | None = None,
+        events: Mapping[str, Sequence[Any]] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Question:
+        asked = id_row(item_ids, "item_ids")[0]
+        query = _query(history, timestamps, request_time, events, context)
+        inputs = {name: np.repeat(values, len(asked), axis=0) for name, values in query.items()} | {"item_ids": asked}
+        nothing = np.zeros((0, query["history"].shape[1]), np.float32)
+
+        def read(answer: Inputs) -> np.ndarray:
+            # a server that puts requests together may answer as wide as the longest history; JSON has no width for no rows
+            return answer["contributions"][:, : nothing.shape[1]] if len(asked) else nothing
+
+        return Question("explain", inputs, read, "an earlier tfrec exported it, so export its run again.")
 
     @staticmethod
     def embed_history(

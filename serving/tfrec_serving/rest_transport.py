@@ -91,9 +91,9 @@ class RestTransport:
         body = json.dumps({"signature_name": signature_name, "inputs": columns}).encode()
         answer = self._ask(":predict", body, timeout, metadata, "outputs")
         # a single output stands without its name
-        outputs = (
-            answer if isinstance(answer, dict) else {"embedding" if "embed" in signature_name else "scores": answer}
-        )
+        alone = "contributions" if signature_name == "explain" else "scores"
+        alone = "embedding" if "embed" in signature_name else alone
+        outputs = answer if isinstance(answer, dict) else {alone: answer}
         try:
             return {name: from_json(name, value) for name, value in outputs.items()}
         except UNREADABLE as error:

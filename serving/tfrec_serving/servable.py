@@ -26,6 +26,8 @@ MAX_ROWS = 256
 """Rows that a model is given at a time."""
 NO_ITEM = {"item_ids": b"", "scores": -np.inf}
 """What fills up a row of recommendations, by output."""
+OF_HISTORY = {"contributions"}
+"""Outputs with a value for each item of `history`."""
 MANIFEST = "tfrec_manifest.json"
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 OP_PACKAGES = {"Scann": "scann.scann_ops.py.scann_ops"}

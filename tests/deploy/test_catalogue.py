@@ -186,7 +186,7 @@ def test_the_check_says_who_can_load_it(exact_export, scann_export):
     assert not scann.is_stock
     assert scann.packages == ["Scann"]
     assert all(op.startswith("Scann>") for op in scann.foreign_ops)
-    assert exact.warmup_requests == 24
+    assert exact.warmup_requests == 28
     assert len(exact.answer) == 10
     assert exact.size_bytes > 1e4
 

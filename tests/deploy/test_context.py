@@ -102,6 +102,10 @@ def test_the_same_over_the_network(device_run, server, scheme):
         vectors = client.embed_items(ids)
         query = client.embed_history(HISTORY, events=EVENTS, context=context)
         np.testing.assert_allclose(vectors @ query, expected.scores, rtol=1e-4)
+        moved = device_run.explain(HISTORY, ids[:2], events=EVENTS, context=context).contributions
+        answer = client.explain(HISTORY, ids[:2], events=EVENTS, context=context)
+        np.testing.assert_allclose(answer, moved, rtol=1e-3, atol=1e-5)
+        assert client.explain(HISTORY, [], events=EVENTS).shape == (0, 4)
         # what is left out is missing
         expected = device_run.recommend(HISTORY, 5, events={"device": EVENTS["device"]})
         for left_out in (client.recommend(HISTORY, 5, events={"device": EVENTS["device"]}),):
@@ -201,12 +205,13 @@ def test_values_are_the_text_that_prepared_data_has():
 
 def test_a_column_of_another_length_is_refused(device_export):
     """Else the values of other items would be read."""
-    served = tf.saved_model.load(str(latest_version(device_export))).signatures["embed_history"]
+    served = tf.saved_model.load(str(latest_version(device_export))).signatures
     given = {"history": [["item-1", "item-2"]], "device": [["phone"]], "event_type": [["", ""]]}
     given |= {f"request_{name}": [""] for name in ("device", "event_type", "age")}
     inputs = {name: tf.constant(value) for name, value in given.items()} | {"price": tf.constant([[1.0, 1.0]])}
-    with pytest.raises(tf.errors.InvalidArgumentError, match="`device` must have the shape of `history`"):
-        served(**inputs)
+    for name, own in (("embed_history", {}), ("explain", {"item_ids": tf.constant(["item-3"])})):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="`device` must have the shape of `history`"):
+            served[name](**inputs, **own)
 
 
 def test_the_same_at_the_edge(device_run, tmp_path):

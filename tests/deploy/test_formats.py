@@ -55,7 +55,7 @@ def test_a_run_without_a_sample_exports_and_converts(tmp_path):
     """Of format 1, its data gone: every index, a warm-up file, and a LiteRT file that nothing was compared with."""
     run = Run.open(V1 / "run")
     for index in ("partitioned", "scann"):
-        assert check(export(run, tmp_path / index, index=index)).warmup_requests == 24
+        assert check(export(run, tmp_path / index, index=index)).warmup_requests == 28
     report = to_litert(run, tmp_path / "model.tflite", k=5)
     assert report.num_histories == 0
     assert json.loads((tmp_path / "model.json").read_text())["parity"]["same_items"] is None

@@ -222,7 +222,7 @@ def test_an_export_may_allow_repeats_and_a_request_leave_them_out(run, histories
     assert manifest["repeats"] == "allow"
     assert manifest["signatures"].pop("recommend_filtered")["outputs"] == golden["recommend"]["outputs"]
     assert manifest["signatures"] == golden | {"recommend_new": golden["recommend"]}
-    assert check(version).warmup_requests == 4 * 8
+    assert check(version).warmup_requests == 4 * 9
     served = tf.saved_model.load(str(version)).signatures
     some = [*histories[:40], [], ["nobody"]]
     asked = {"history": padded(some), "exclude": np.zeros((42, 0), object), "k": [10] * 42}

@@ -47,9 +47,12 @@ def test_every_method_over_every_transport_and_style(address, server, run, data)
             "recommend": (history, 3, ["item-1"]),
             "similar_items": (history[0], 4),
             "score": (history, [history[0], "nobody"]),
+            "explain": (history, [history[0], "nobody"]),
             "embed_history": (history,),
             "embed_items": (["item-1", "nobody"],),
         }
+        explained = run.explain(history, calls["explain"][1]).contributions
+        np.testing.assert_allclose(client.explain(*calls["explain"]), explained, atol=2e-6)
         found = {}
         for name, arguments in calls.items():
             found[name] = getattr(client, name)(*arguments)
@@ -57,7 +60,7 @@ def test_every_method_over_every_transport_and_style(address, server, run, data)
             if name in ("recommend", "similar_items"):
                 assert [r.item_id for r in found[name]] == [r.item_id for r in expected_answer]
             else:
-                np.testing.assert_allclose(found[name], expected_answer, rtol=1e-5)
+                np.testing.assert_allclose(found[name], expected_answer, rtol=1e-5, atol=1e-7)
 
     async def ask():
         async with AsyncClient(address) as other:

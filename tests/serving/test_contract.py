@@ -37,7 +37,15 @@ def test_every_signature_of_the_page_answers_as_described(exact_export, run):
             with urllib.request.urlopen(urllib.request.Request(url, json.dumps(request).encode())) as answer:
                 assert described(json.load(answer), run.config.width) == expected, request
     shown = {block.get("signature_name", "serving_default") for block in BLOCKS[::2]}
-    assert shown == {"serving_default", "recommend", "similar_items", "score", "embed_history", "embed_items"}
+    assert shown == {
+        "serving_default",
+        "recommend",
+        "similar_items",
+        "score",
+        "explain",
+        "embed_history",
+        "embed_items",
+    }
 
 
 def test_the_operators_files_are_read():

@@ -20,7 +20,7 @@ from tfrec_serving.rest import format_answer, parse_request
 from tfrec_serving.servable import RequestError
 
 FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-SIGNATURES = ["serving_default", "recommend", "similar_items", "score", "embed_history", "embed_items"]
+SIGNATURES = ["serving_default", "recommend", "similar_items", "score", "explain", "embed_history", "embed_items"]
 INPUTS = ["history", "exclude", "k", "item_ids", "candidates"]
 bounded = settings(
     max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]

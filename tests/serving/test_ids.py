@@ -33,6 +33,8 @@ def test_a_number_is_the_id_of_its_digits(given):
     assert recommend["deny"].tolist() == [[b"tag=50", b"tag=181"]]
     assert Questions.score(["a"], given).inputs["candidates"].tolist() == [asked]
     assert Questions.embed_items(given).inputs["item_ids"].tolist() == asked
+    explain = Questions.explain(given, given).inputs
+    assert (explain["history"].tolist(), explain["item_ids"].tolist()) == ([asked, asked], asked)
     assert Questions.embed_history(given).inputs["history"].tolist() == [asked]
     assert Questions.similar_items(next(iter(given))).inputs["item_ids"].tolist() == asked[:1]
 
@@ -153,6 +155,7 @@ def test_a_list_of_ids_is_a_list(value):
         lambda: Questions.recommend(["a"], allow={"year": value}),
         lambda: Questions.score(["a"], value),
         lambda: Questions.embed_items(value),
+        lambda: Questions.explain(["a"], value),
     ):
         with pytest.raises(TypeError, match="is a list of ids, such as"):
             call()

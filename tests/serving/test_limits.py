@@ -347,6 +347,7 @@ class Recorder:
             "item_ids": np.full((rows, width), b"i", object),
             "scores": np.zeros((rows, width), np.float32),
             "embedding": np.zeros((rows, 50), np.float32),
+            "contributions": np.zeros(inputs["history"].shape, np.float32),
         }
 
 
@@ -375,6 +376,7 @@ def test_only_requests_of_like_widths_share_a_batch():
     answers, asked = batched(requests)
     assert sorted(shapes["history"] for shapes in asked) == [(2, 30), (2, 1000), (4, 16)]
     assert [answer["item_ids"].shape[1] for answer in answers] == [5, 10, 9, 5, 16, 5, 5, 0]
+    assert [answer["contributions"].shape[1] for answer in answers] == [width for width, _ in requests]
 
 
 def test_the_k_of_a_neighbour_widens_no_answer():

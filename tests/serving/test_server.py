@@ -146,7 +146,7 @@ def test_metadata(channel):
     request.model_spec.name = "films"
     definitions = get_model_metadata_pb2.SignatureDefMap()
     assert stub.GetModelMetadata(request).metadata["signature_def"].Unpack(definitions)
-    names = {"serving_default", "recommend", "similar_items", "score", "embed_history", "embed_items"}
+    names = {"serving_default", "recommend", "similar_items", "score", "explain", "embed_history", "embed_items"}
     assert set(definitions.signature_def) == names | {"__saved_model_init_op"}
     assert set(definitions.signature_def["recommend"].inputs) == {"history", "exclude", "k"}
     for fields, message in ((["colour"], "Metadata field colour is not supported"), ([], "must specify at least one")):

@@ -15,6 +15,7 @@ from tfrec.data.task_columns import output_name
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX, OOV_INDEX, PAD_INDEX, Vocabulary
 from tfrec.index.answers import Answers
 from tfrec.index.building import build_index
+from tfrec.index.explanations import Explainer
 from tfrec.index.filters import build_filter
 from tfrec.index.inputs import RequestEncoder
 from tfrec.models.item_tower import ItemTower
@@ -70,7 +71,7 @@ class NewItems(tf.Module):
 
 
 class ServingModel(tf.Module):
-    """The served model as six signatures: `Answers` behind a vocabulary.
+    """The served model as seven signatures: `Answers` behind a vocabulary.
 
     A filter adds `recommend_filtered`, item features `embed_new_items`. Where repeats are allowed, `recommend_new` leaves out the
     items of the history. A model with a second head gives `score` a further output, named after the column that it predicts.
@@ -115,6 +116,7 @@ class ServingModel(tf.Module):
             self.recommend_filtered = _traced(self._recommend_filtered, filtered)
         self.similar_items = _traced(self._similar_items, [ITEM_IDS, K])
         self.score = _traced(self._score, [*query, CANDIDATES])
+        self.explain = _traced(self._explain, [*query, ITEM_IDS])
         self.embed_history = _traced(self._embed_history, query)
         self.embed_items = _traced(self._embed_items, [ITEM_IDS])
         self.release = tf.function(self._release, [])
@@ -125,7 +127,7 @@ class ServingModel(tf.Module):
         new = ("recommend_new",) if keeps_seen(self.answers.repeats) else ()
         filtered = ("recommend_filtered",) if self.answers.filter else ()
         plain = ("serving_default", "recommend")
-        names = (*plain, *new, *filtered, "similar_items", "score", "embed_history", "embed_items")
+        names = (*plain, *new, *filtered, "similar_items", "score", "explain", "embed_history", "embed_items")
         found = {name: getattr(self, name) for name in names}
         return found | ({} if self.new_items is None else {"embed_new_items": self.new_items.embed})
 
@@ -170,6 +172,12 @@ class ServingModel(tf.Module):
         if self._task.kind == "category":
             predicted = tf.gather(tf.constant(["", "", *self._task.values]), predicted)
         return {"scores": scores, output_name(self._task.name): predicted}
+
+    def _explain(self, history, *others):
+        *further, item_ids = others
+        asked = tf.expand_dims(self._indexes(item_ids), 1)  # one candidate
+        contributions, _ = Explainer(self.answers).contributions(self._indexes(history), self._encode(further), asked)
+        return {"contributions": tf.squeeze(contributions, 1)}
 
     def _embed_history(self, history, *others):
         return {"embedding": self.answers.query(self._indexes(history), self._encode(others))[0]}

@@ -48,6 +48,7 @@ def write_warmup(path: Path, run: Run, k: int, filters: Sequence[str], repeats: 
                 "recommend": query | {"exclude": [item], "k": [k]},
                 "similar_items": {"item_ids": item, "k": [k]},
                 "score": query | {"candidates": [item]},
+                "explain": query | {"item_ids": item},
                 "embed_history": query,
                 "embed_items": {"item_ids": item},
             }

@@ -21,6 +21,7 @@ SIGNATURES = {
     "recommend": ({"history", "exclude", "k"}, {"item_ids", "scores"}),
     "similar_items": ({"item_ids", "k"}, {"item_ids", "scores"}),
     "score": ({"history", "candidates"}, {"scores"}),
+    "explain": ({"history", "item_ids"}, {"contributions"}),
     "embed_history": ({"history"}, {"embedding"}),
     "embed_items": ({"item_ids"}, {"embedding"}),
 }
@@ -132,6 +133,24 @@ def test_scores_and_embeddings_agree(target):
     vectors = target.predict("embed_items", item_ids=candidates)["embedding"]
     np.testing.assert_allclose(scores[:-1], vectors @ query, rtol=1e-3, atol=1e-4)
     assert np.isneginf(scores[-1])
+
+
+def test_contributions_are_the_scores_less_those_of_shorter_histories(target):
+    history, items = [item.encode() for item in target.items[:4]], target.items[4:6]
+    given = [*history[:2], b"", b"no such item", *history[2:]]
+    rows = [given, *([*given[:place], *given[place + 1 :], b""] for place in range(6))]
+    whole, *shorter = target.predict("score", history=rows, candidates=[items] * 7)["scores"]
+    expected = np.stack([whole - less for less in shorter], axis=1)
+    answer = target.predict("explain", history=[given] * 3, item_ids=[*items, "no such item"])["contributions"]
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, [*expected, np.zeros(6)], atol=1e-4)
+    assert not answer[:, 2:4].any()
+    # the score of nobody is the share of a popular item, which is on another scale
+    alone = target.predict("score", history=[history[:1]], candidates=[items[:1]])["scores"]
+    only = target.predict("explain", history=[[b"", history[0]]], item_ids=items[:1])["contributions"]
+    np.testing.assert_allclose(only, [[0.0, alone[0, 0]]], atol=1e-4)
+    nobody = target.predict("explain", history=[[b"", b"no such item"]], item_ids=items[:1])["contributions"]
+    assert not nobody.any()
 
 
 def test_similar_items_are_others(target):
