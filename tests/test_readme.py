@@ -20,6 +20,7 @@ SMALL = {
     '"50,181,172"': '"item-50,item-181"',
     '"50", "181", "172"': '"item-50"',
     "50|181": "item-50|item-181",
+    "--item 174": "--item item-5",
     "genres=Comedy": "'genres=interest 3'",
 }
 
@@ -98,7 +99,7 @@ def test_the_commands_run(tmp_path):
     out = shell(small(path), tmp_path)
     assert "NDCG@10" in out
     assert "scann index over 500 items" in out
-    assert len(re.findall(r"^│ \d+ ", out, re.MULTILINE)) == 5
+    assert len(re.findall(r"^│ \d+ ", out, re.MULTILINE)) == 5 + 2  # recommendations, and the history that is explained
     ports = {"8500": str(free_port()), "8501": str(free_port())}
     for old, new in ports.items():
         serve, query = serve.replace(old, new), query.replace(old, new)

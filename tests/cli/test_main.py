@@ -11,7 +11,19 @@ from typer.testing import CliRunner
 from tfrec.cli.main import app, main
 from tfrec.cli.tables import find_titles
 
-COMMANDS = ["prepare", "train", "evaluate", "export", "serve", "recommend", "recommend-all", "lite", "demo"]
+COMMANDS = [
+    "prepare",
+    "train",
+    "evaluate",
+    "report",
+    "export",
+    "serve",
+    "recommend",
+    "recommend-all",
+    "explain",
+    "lite",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -44,7 +56,7 @@ def run_main(monkeypatch, *arguments) -> int:
         (["train", "no", "--out", "x", "--repeats", "yes"], "`repeats` must be one of exclude, allow. Received: 'yes'"),
         (["evaluate", "no"], "`no` is not a run"),
         (["export", "no", "--out", "x"], "`no` is not a run"),
-        (["recommend", "no", "--history", "a"], "`no` is neither host:port nor an export folder"),
+        (["recommend", "no", "--history", "a"], "`no` is neither host:port nor a folder"),
         (["recommend", "localhost:9", "--history", "a"], "UNAVAILABLE"),
         (
             ["recommend", "x:9", "--history", "a", "--event", "kind"],

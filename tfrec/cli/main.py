@@ -18,6 +18,7 @@ from tfrec.cli.data import prepare
 from tfrec.cli.demo import demo
 from tfrec.cli.deploy import check, export, export_embeddings, lite, refresh
 from tfrec.cli.evaluation import evaluate
+from tfrec.cli.explain import explain
 from tfrec.cli.report import report
 from tfrec.cli.serve import bench_serve, recommend, recommend_all, serve
 from tfrec.cli.training import train
@@ -45,6 +46,7 @@ for command in (
     serve,
     recommend,
     recommend_all,
+    explain,
     export_embeddings,
     demo,
 ):

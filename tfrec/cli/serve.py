@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,27 @@ Key = Annotated[Path | None, typer.Option(help="PEM file with the private key of
 Metadata = Annotated[
     list[str] | None, typer.Option(help="name=value to send along, such as 'authorization=Bearer TOKEN'.")
 ]
+History = Annotated[
+    str, typer.Option(help="Item ids, oldest first, with commas (CSV quotes around an id that has one).")
+]
+Timestamps = Annotated[str, typer.Option(help="Seconds since 1970 of each item, for a model that reads times.")]
+RequestTime = Annotated[int | None, typer.Option(help="Second of the request, for such a model; now by default.")]
+Event = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUES of a column of the log, one for each item, such as event_type=view,view,buy; may be repeated. "
+        "Nothing between two commas is unknown. Numbers are numbers, and text between double quotes."
+    ),
+]
+Context = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE of the request or of the user, such as device=phone; may be repeated."),
+]
+Titles = Annotated[
+    Path | None,
+    typer.Option(help="Export, run or prepared folder with the titles; an export and a run bring their own."),
+]
+ModelName = Annotated[str, typer.Option(help="Name of the model on the server.")]
 
 
 def serve(
@@ -80,7 +103,7 @@ def bench_serve(
         if len(report.milliseconds):
             own = {"ms_in_model": in_model, "share_in_model": in_model / float(report.milliseconds.mean())}
     else:
-        report = load_test(address, requests, **load, **_security(ca, certificate, key, metadata))  # type: ignore[arg-type]
+        report = load_test(address, requests, **load, **security_of(ca, certificate, key, metadata))  # type: ignore[arg-type]
     percentiles = {f"p{share:g}_ms": report.percentile(share) for share in (50, 90, 99, 100)}
     print_figures({"answers_per_second": report.rate} | percentiles | own | {"errors": report.errors}, as_json)
 
@@ -93,36 +116,19 @@ def recommend(
             "or an export folder."
         ),
     ],
-    history: Annotated[
-        str, typer.Option(help="Item ids, oldest first, with commas (CSV quotes around an id that has one).")
-    ],
+    history: History,
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     exclude: Annotated[str, typer.Option(help="Item ids not to recommend.")] = "",
-    timestamps: Annotated[
-        str, typer.Option(help="Seconds since 1970 of each item, for a model that reads times.")
-    ] = "",
-    request_time: Annotated[
-        int | None, typer.Option(help="Second of the request, for such a model; now by default.")
-    ] = None,
-    event: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VALUES of a column of the log, one for each item, such as event_type=view,view,buy; may be repeated. "
-            "Nothing between two commas is unknown. Numbers are numbers, and text between double quotes."
-        ),
-    ] = None,
-    context: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE of the request or of the user, such as device=phone; may be repeated."),
-    ] = None,
+    timestamps: Timestamps = "",
+    request_time: RequestTime = None,
+    event: Event = None,
+    context: Context = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="attribute=value: items that have it, where the export has a filter.")
     ] = None,
     deny: Annotated[list[str] | None, typer.Option(help="attribute=value: items that do not have it.")] = None,
-    titles: Annotated[
-        Path | None, typer.Option(help="Export, run or prepared folder with the titles; an export brings its own.")
-    ] = None,
-    model_name: Annotated[str, typer.Option(help="Name of the model on the server.")] = "default",
+    titles: Titles = None,
+    model_name: ModelName = "default",
     ca: Ca = None,
     certificate: Certificate = None,
     key: Key = None,
@@ -130,30 +136,15 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items after a history."""
-    from tfrec_serving import Client
-    from tfrec_serving.server import Server
-
-    ids, excluded = (next(csv.reader([text], skipinitialspace=True), []) for text in (history, exclude))
-    folder = Path(source)
-    times = [int(t) for t in timestamps.split(",")] if timestamps else None
-    asked: dict[str, Any] = {"allow": _wanted(allow or []), "deny": _wanted(deny or [])}
-    asked["events"] = dict(_feature(text, "--event") for text in event or [])
-    asked["context"] = {name: value for name, (value,) in (_feature(text, "--context") for text in context or [])}
-    if folder.is_dir():
-        with (
-            Server(folder, 0, model_name=model_name) as server,
-            Client(f"127.0.0.1:{server.port}", model_name) as client,
-        ):
-            answer = client.recommend(ids, k, excluded, times, request_time, **asked)
-    elif ":" in source:
-        with Client(source, model_name, **_security(ca, certificate, key, metadata)) as client:
-            answer = client.recommend(ids, k, excluded, times, request_time, **asked)
-    else:
-        raise ValueError(f"`{source}` is neither host:port nor an export folder.")
+    ids = ids_of(history)
+    asked = query_of(timestamps, request_time, event, context)
+    asked |= {"allow": _wanted(allow or []), "deny": _wanted(deny or [])}
+    with client_of(source, model_name, **security_of(ca, certificate, key, metadata)) as client:
+        answer = client.recommend(ids, k, ids_of(exclude), **asked)
     if as_json:
         print(json.dumps([item._asdict() for item in answer], ensure_ascii=False))
         return
-    names = find_titles(titles or (folder if folder.is_dir() else None))
+    names = find_titles(titles or Path(source))
     if names:
         out.print("After: " + "; ".join(names.get(i, i) for i in ids[-5:]), highlight=False)
     print_recommendations(answer, names)
@@ -210,7 +201,7 @@ def recommend_all(
         out_,
         k=k,
         users=users,
-        exclude=exclude if os.path.isfile(exclude) else next(csv.reader([exclude], skipinitialspace=True), []),
+        exclude=exclude if os.path.isfile(exclude) else ids_of(exclude),
         repeats=repeats,
         allow=_wanted(allow or []),
         deny=_wanted(deny or []),
@@ -231,7 +222,43 @@ def recommend_all(
         out.print(f"  histories are read without {report.num_unknown_items:,} items that the model does not know")
 
 
-def _security(
+def ids_of(text: str) -> list[str]:
+    """The ids of a list with commas."""
+    return next(csv.reader([text], skipinitialspace=True), [])
+
+
+def query_of(
+    timestamps: str, request_time: int | None, event: list[str] | None, context: list[str] | None
+) -> dict[str, Any]:
+    """What a request says beside the history, as arguments of a client or a run."""
+    return {
+        "timestamps": [int(t) for t in timestamps.split(",")] if timestamps else None,
+        "request_time": request_time,
+        "events": dict(_feature(text, "--event") for text in event or []),
+        "context": {name: value for name, (value,) in (_feature(text, "--context") for text in context or [])},
+    }
+
+
+@contextlib.contextmanager
+def client_of(source: str, model_name: str, **security: Any) -> Iterator[Any]:
+    """A client of the server at an address, or of one that is started here for an export."""
+    from tfrec_serving import Client
+    from tfrec_serving.server import Server
+
+    if Path(source).is_dir():
+        with (
+            Server(source, 0, model_name=model_name) as server,
+            Client(f"127.0.0.1:{server.port}", model_name) as client,
+        ):
+            yield client
+    elif ":" in source:
+        with Client(source, model_name, **security) as client:
+            yield client
+    else:
+        raise ValueError(f"`{source}` is neither host:port nor a folder.")
+
+
+def security_of(
     ca: Path | None, certificate: Path | None, key: Path | None, metadata: list[str] | None
 ) -> dict[str, Any]:
     """The options of a connection as arguments of `Client`."""

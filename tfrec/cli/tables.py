@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tfrec.evaluation.certainty import difference_in_words
+if TYPE_CHECKING:
+    from tfrec.training.results import Attention, Explanation
 
 out = Console()
 
@@ -65,6 +66,8 @@ def _print_rows(title: str, result: dict[str, Any], rows: list[str], metrics: li
 
 def _print_certainty(result: dict[str, Any], rows: list[str], metric: str) -> None:
     """How sure the first contender's figure is, and whether it is better than the best of the others."""
+    from tfrec.evaluation.certainty import difference_in_words
+
     first, *others = rows
     low, high = result["intervals"][first][metric]
     text = f"{metric.upper()} of {first}: {result[first][metric]:.4f}, 95 % interval {low:.4f} to {high:.4f}."
@@ -160,6 +163,38 @@ def print_recommendations(answer: list, names: dict[str, str]) -> None:
     for rank, (item_id, score) in enumerate(answer, 1):
         table.add_row(str(rank), item_id, *([names.get(item_id, "")] if names else []), f"{score:.4f}")
     out.print(table)
+
+
+def print_explanation(explanation: Explanation, attention: Attention | None, names: dict[str, str]) -> None:
+    """A table for each item: what each position of the history gave, with titles when known."""
+    read = {} if attention is None else attention.of_newest()
+    blocks = [] if attention is None else [f"block {number}" for number in range(1, len(attention.weights) + 1)]
+    for i, item_id in enumerate(explanation.item_ids):
+        moved, score = explanation.contributions[i], explanation.scores[i]
+        said = f"score {score:.4f}" if score > float("-inf") else "the model does not know it"
+        title = escape(f"{item_id} {names.get(item_id, '')}".strip())
+        table = Table(title=f"{title}: {said}", title_justify="left")
+        for column in ["", "item_id", *(["title"] if names else [])]:
+            table.add_column(column)
+        for column in ["contribution", "similarity", *blocks]:
+            table.add_column(column, justify="right", no_wrap=column not in blocks)
+        for place, own in enumerate(explanation.history):
+            weights = [" ".join(f"{weight:.2f}" for weight in of_block) for of_block in read.get(place, [])]
+            known = [escape(own), *([escape(names.get(own, ""))] if names else [])]
+            figures = (f"{moved[place]:+.4f}", f"{explanation.similarities[i, place]:.4f}")
+            is_most = moved[place] == max(moved) > 0
+            table.add_row(str(place + 1), *known, *figures, *weights, style="bold" if is_most else "")
+        out.print(table)
+        if explanation.id_score is not None and explanation.content_score is not None and score > float("-inf"):
+            parts = f"its id gives {explanation.id_score[i]:+.4f}, its features {explanation.content_score[i]:+.4f}"
+            out.print(f"Of the score, {parts}.", highlight=False)
+    out.print("The contribution is the score less the score without the item of that row.", highlight=False)
+    if blocks:
+        out.print(
+            "Under each block, a number for each head: the weight of attention with which the newest position reads the item. "
+            "Weights by themselves are no explanation: a layer may read an item that does not move the score.",
+            highlight=False,
+        )
 
 
 def print_lite(report) -> None:
