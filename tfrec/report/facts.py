@@ -11,6 +11,7 @@ import numpy as np
 from tfrec.data.encoding import encode_table
 from tfrec.data.features import Feature
 from tfrec.data.prepared import PreparedData
+from tfrec.data.splits import Requests, Split
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.judgement import Judgement
 from tfrec.evaluation.slices import HISTORY, POPULARITY
@@ -125,7 +126,7 @@ def examples(run: Run, judged: Judgement, seed: int = 0) -> list[dict[str, Any]]
                 "history": [names[i] for i in history[-SHOWN_HISTORY:]],
                 "targets": [names[i] for i in targets],
                 "lists": lists,
-                "why": _why(run, split.data, int(row), judged, int(first)),
+                "why": _why(run, split, asked, int(row), int(first)) if first >= 0 else "",
             }
         )
     return found
@@ -144,8 +145,27 @@ def settings(run: Run) -> dict[str, Any]:
     return {} if run.config is None else dataclasses.asdict(run.config)
 
 
-def _why(run: Run, data: PreparedData, row: int, judged: Judgement, item: int) -> str:
-    return ""
+def _why(run: Run, split: Split, asked: Requests, row: int, item: int) -> str:
+    """The item of a history that moved the score of its first recommendation most."""
+    data = split.data
+    start, end, user = (int(values[row]) for values in (asked.starts, asked.ends, asked.users))
+    history = data.vocabulary.decode(data.item_index[start:end])
+    given: dict[str, Any] = {}
+    if run.model.sequence_tower.reads_times:
+        given = {"timestamps": data.seconds(slice(start, end)), "request_time": int(data.seconds(end))}
+    known = data.features
+    of_events = {f.name: _raw(f, data.event_columns[f.name][start:end]) for f in known.get("events", [])}
+    context = {f.name: _raw(f, data.event_columns[f.name][end : end + 1])[0] for f in known.get("context", [])}
+    of_user = {f.name: data.users[f.name][user].as_py() for f in known.get("users", [])}
+    context |= {name: value for name, value in of_user.items() if value is not None}
+    item_id = run.vocabulary.item_ids[item]
+    found = run.explain(history, [item_id], events=of_events, context=context, **given)
+    return titles(run)[data.item_index[start + int(found.contributions[0].argmax())] - FIRST_ITEM_INDEX]
+
+
+def _raw(feature: Feature, values: np.ndarray) -> list[Any]:
+    """Encoded values of a category or a number as a request has them."""
+    return [("", "", *feature.values)[value] for value in values] if feature.kind == "category" else values.tolist()
 
 
 def _category(run: Run) -> Feature | None:
