@@ -225,7 +225,7 @@ def test_the_cause_is_found_in_a_log_whose_cause_is_known(cause_run):
         moved = cause_run.explain(history, [effect]).contributions[0]
         found.append(history[moved.argmax()] == history[-3])
     assert np.mean(right) > 0.9  # else there is nothing to explain
-    assert np.mean(found) > 0.9
+    assert np.mean(found) > 0.8  # 0.96; by chance 0.09
 
 
 # --- attention
@@ -289,11 +289,11 @@ def test_a_plot_has_a_panel_for_each_block_and_head(run, monkeypatch):
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == [f"block {b}, head {h}" for b in (1, 2) for h in (1, 2)]
     labels = lambda axis: [label.get_text() for label in axis.get_xticklabels()]  # noqa: E731
-    assert labels(figure.axes[0]) == ["item-3", "item-5", "item-8"]
+    assert labels(figure.axes[2]) == ["item-3", "item-5", "item-8"]
     (image,) = figure.axes[0].images
     lower = np.tril_indices(3)
     np.testing.assert_allclose(image.get_array()[lower], found.weights[0][0][lower])
-    assert labels(found.plot(["A", "B", "C"]).axes[0]) == ["A", "B", "C"]
+    assert labels(found.plot(["A", "B", 30 * "C"]).axes[2]) == ["A", "B", 23 * "C" + "…"]
     with pytest.raises(ValueError, match="`labels` must have one for each item: 3. Received: 1."):
         found.plot(["A"])
     with pytest.raises(ValueError, match="No item of the history is known"):

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+LABEL = 24
+"""Characters of a label in a plot; a longer one is cut."""
+
 
 class Recommendations(NamedTuple):
     """The answer to one history, or a row for each of several.
@@ -133,20 +136,22 @@ class Attention(NamedTuple):
             from matplotlib import pyplot
         except ImportError:
             raise ImportError("A plot needs matplotlib: pip install matplotlib.") from None
+        names = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…" for name in names]
         blocks, heads = len(self.weights), len(self.weights[0])
         step = -(-len(names) // 25)  # more labels could not be read
         ticks = range((len(names) - 1) % step, len(names), step)  # the newest has one
+        shown, hidden = [names[i] for i in ticks], [""] * len(ticks)
+        room = 1.0 + 0.07 * max(map(len, shown))  # inches for the labels
+        size = (2.6 * heads + room + 0.6, 2.6 * blocks + room)
+        figure, axes = pyplot.subplots(blocks, heads, figsize=size, squeeze=False, layout="constrained")
         is_later = np.triu(np.ones((len(names), len(names)), bool), 1)
-        figure, axes = pyplot.subplots(
-            blocks, heads, figsize=(3.2 * heads + 1, 3.2 * blocks), squeeze=False, layout="constrained"
-        )
         for block, weights in enumerate(self.weights):
             for head, (axis, of_head) in enumerate(zip(axes[block], weights, strict=True)):
                 seen = np.where(is_later, np.nan, of_head)
                 image = axis.imshow(seen, vmin=min(0.0, weights.min()), vmax=weights.max())
                 axis.set_title(f"block {block + 1}, head {head + 1}", fontsize=9)
-                axis.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=7)
-                axis.set_yticks(ticks, [names[i] if head == 0 else "" for i in ticks], fontsize=7)
+                axis.set_xticks(ticks, shown if block == blocks - 1 else hidden, rotation=90, fontsize=7)
+                axis.set_yticks(ticks, shown if head == 0 else hidden, fontsize=7)
             figure.colorbar(image, ax=axes[block].tolist(), fraction=0.05)
         figure.supxlabel("looked at", fontsize=9)
         figure.supylabel("looks", fontsize=9)
