@@ -155,6 +155,11 @@ def test_the_last_column_alone(make, x, is_real):
         pytest.skip("has no such argument")
     whole = np.array(layer(x, is_real))
     np.testing.assert_allclose(layer(x, is_real, newest_only=True), whole[:, -1:], atol=1e-6)
+    if getattr(layer, "block", None) != "gru":  # a recurrent layer of Keras needs a step
+        shapes = [tf.TensorSpec((None, None, WIDTH)), tf.TensorSpec((None, None), tf.bool)]
+        served = tf.function(lambda x, is_real: layer(x, is_real, newest_only=True), input_signature=shapes)
+        np.testing.assert_allclose(served(x, is_real), whole[:, -1:], atol=1e-6)
+        assert served(x[:, :0], is_real[:, :0]).shape == (BATCH, 0, WIDTH)  # as a request without a history
 
 
 @pytest.mark.parametrize("positions", [[], ["relative"]])

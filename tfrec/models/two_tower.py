@@ -264,7 +264,8 @@ class TwoTower(keras.Model):
                 last block of the tower then computes this column alone, where the tower can. Default: False.
         """
         if is_aligned and "newest_only" in inspect.signature(self.sequence_tower.call).parameters:
-            return ops.cast(self(inputs, vectors, newest_only=True, training=False)[:, 0], "float32")
+            query = self(inputs, vectors, newest_only=True, training=False)
+            return ops.cast(ops.sum(query, axis=1), "float32")  # of one column, or of none
         return ops.cast(newest(self(inputs, vectors, training=False), inputs["is_real"]), "float32")
 
     def predict_step(self, data):

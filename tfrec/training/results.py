@@ -124,7 +124,6 @@ class Attention(NamedTuple):
         Returns:
             Figure of matplotlib. A notebook shows it, and `savefig` writes it to a file.
         Raises:
-            ImportError: matplotlib is not installed.
             ValueError: no item of the history is known, or there is another number of labels.
         """
         names = self.item_ids.tolist() if labels is None else list(labels)
@@ -132,10 +131,8 @@ class Attention(NamedTuple):
             raise ValueError("No item of the history is known: there are no weights to plot.")
         if len(names) != len(self.item_ids):
             raise ValueError(f"`labels` must have one for each item: {len(self.item_ids)}. Received: {len(names)}.")
-        try:
-            from matplotlib import pyplot
-        except ImportError:
-            raise ImportError("A plot needs matplotlib: pip install matplotlib.") from None
+        from matplotlib import pyplot  # takes a second, which nothing else needs
+
         names = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…" for name in names]
         blocks, heads = len(self.weights), len(self.weights[0])
         step = -(-len(names) // 25)  # more labels could not be read
