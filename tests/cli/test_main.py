@@ -116,6 +116,15 @@ def test_evaluate_writes_and_prints_json(monkeypatch, capsys, tmp_path, run, dat
     printed = json.loads(capsys.readouterr().out)
     assert {"popularity", "bigram", "num_users"} <= set(printed)
     assert "model" not in printed
+    options = ["--baselines-only", "--against", "bigram", "--split", "test", "--json", "-"]
+    assert run_main(monkeypatch, "evaluate", data_folder, *options) == 0
+    said = capsys.readouterr()
+    assert list(json.loads(said.out)["intervals"]) == ["bigram"]
+    assert "`--split test` is called `--part test` now." in said.err
+    assert run_main(monkeypatch, "evaluate", data_folder, "--baselines-only", "--against", run.folder) == 2
+    assert "is none of the baselines popularity, recent-popularity" in " ".join(capsys.readouterr().err.split())
+    assert run_main(monkeypatch, "evaluate", data_folder, data_folder, "--baselines-only", "--as-seeds") == 2
+    assert "--as-seeds is for runs" in capsys.readouterr().err
 
 
 def test_repeats_from_the_log_to_the_export(monkeypatch, capsys, tmp_path):

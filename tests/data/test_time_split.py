@@ -98,15 +98,23 @@ def test_a_final_model_trains_on_everything(log):
         ("7 days", None, "A part of a split is a span such as 7d .* or a share in .0, 1.. Received: '7 days'"),
         (1.5, None, "Received: 1.5"),
         ("10d", "soon", "Received: 'soon'"),
-        ("2024-02-01", None, "The test starts at 2024-02-01: pass the start of the validation too"),
+        ("2024-02-01", None, "The test starts at 2024-02-01: set `validation` too"),
         ("2024-01-01", "2024-01-05", "The validation must start before the test, and the test before the last event"),
         ("2030-01-01", "7d", "The validation must start before the test, and the test before the last event"),
         ("99d", "9d", "leave nothing to train on"),
+        ("", None, "`split=time` needs `test`"),
     ],
 )
 def test_a_part_that_cannot_be_held_out_is_refused(log, test, validation, message):
     with pytest.raises(ValueError, match=message):
         TimeSplit(log, test, validation)
+
+
+def test_a_split_that_is_not_known_or_has_no_parts_is_refused(log):
+    with pytest.raises(ValueError, match="`split` must be one of last, time. Received: 'weekly'"):
+        make_split(log, "weekly")
+    with pytest.raises(ValueError, match="`test` and `validation` are for `split=time`"):
+        make_split(log, test="7d")
 
 
 def test_a_log_without_times_is_refused():

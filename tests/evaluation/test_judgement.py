@@ -1,5 +1,7 @@
 """Contenders side by side: lists, certainty, slices, and targets that cannot be hit."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,6 +15,7 @@ from tfrec.evaluation.contenders import BASELINES, baselines_of
 from tfrec.evaluation.judgement import evaluate, judge
 from tfrec.evaluation.lists import Catalogue, list_metrics
 from tfrec.evaluation.metrics import means, metrics_of_requests
+from tfrec.evaluation.slices import slices
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,13 @@ def test_intervals_hold_the_truth_and_pairs_make_them_narrow():
     assert 0.098 < low < 0.1 < high < 0.102
 
 
+def test_few_requests_make_nothing_sure():
+    for number in (1, 2, 3):
+        values = np.full(number, 0.5)
+        assert interval(resampled_means([values])[:, 0]) == (0.5, 0.5)  # a resample may draw no request
+        assert paired_p_value(values, np.zeros(number)) == 0.5 ** (number - 1)
+
+
 def test_small_pieces_of_a_resample_give_the_same_kind_of_means(monkeypatch):
     values = np.random.default_rng(0).normal(3, 1, (2, 1000))
     monkeypatch.setattr("tfrec.evaluation.certainty.CELLS", 1000 * 64)
@@ -152,7 +162,7 @@ def test_slices_of_targets_divide_them(judged, log):
     for column in ("popularity", "price"):
         found = judged.by(column)
         assert sum(one["num_targets"] for one in found) == 80
-        total = sum(one["num_targets"] * one["bigram"]["ndcg@10"] for one in found if one["num_targets"]) / 80
+        total = sum(one["num_targets"] * one["bigram"]["ndcg@10"] for one in found) / 80
         assert total == pytest.approx(judged.metrics("bigram")["ndcg@10"])
     genres = {one["slice"]: one["num_targets"] for one in judged.by("genres")}
     targets = LeaveLastOut(log).targets("test") - 2
@@ -162,6 +172,24 @@ def test_slices_of_targets_divide_them(judged, log):
         ValueError, match="There is no column 'colour' to slice by. Known: history length, popularity, age"
     ):
         judged.by("colour")
+
+
+def test_slices_without_a_target_are_left_out_and_cutoffs_count_once():
+    found = evaluate(PreparedData.from_histories(["abc", "abc"]), cutoffs=[5, 5, 1], by=["popularity"])
+    assert [(one["slice"], one["num_targets"]) for one in found["slices"]["popularity"]] == [("tenth 7", 2)]
+    assert found["cutoffs"] == [5, 1]
+    json.dumps(found, allow_nan=False)
+
+
+def test_slices_of_dates_are_named_by_dates(log):
+    days = pa.array(["2024-01-01"] * 20 + ["2025-06-30"] * 4 + [None]).cast(pa.date32())
+    items = log.items.append_column("released", days)
+    released = fit_feature("released", "date", items["released"])
+    data = PreparedData(
+        log.vocabulary, log.item_index, log.timestamp, log.offsets, items=items, features={"items": [released]}
+    )
+    labels = {label for label, _, _ in slices(LeaveLastOut(data), "test", "released")}
+    assert labels == {"2024-01-01", "2025-06-30", "missing"}
 
 
 def test_a_text_is_nothing_to_slice_by(log):

@@ -151,12 +151,21 @@ def test_other_runs_must_hold_out_the_same_events(run, tmp_path):
         ValueError, match="`no` is neither a run nor one of the baselines popularity, recent-popularity, bigram"
     ):
         evaluate_run(run, against=["no"])
+
     folder = tmp_path / "other"
     shutil.copytree(run.folder, folder)
     config = dataclasses.replace(run.config, split="time", test="7d")
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     with pytest.raises(ValueError, match="holds out other events than .* they differ in split, test. Train both alike"):
         evaluate_run(run, against=[folder])
+
+
+def test_a_run_that_is_called_model_stands_beside_the_run(run, other, tmp_path, monkeypatch):
+    shutil.copytree(other, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    judged = judge_run(run, against=["model"], cutoffs=[10])
+    assert judged.names == ["model", "./model"]
+    assert judged.metrics("model")["ndcg@10"] == judge_run(run, against=["random"]).metrics("model")["ndcg@10"]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")

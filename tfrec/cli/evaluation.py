@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfrec.cli.tables import out, print_metrics, print_seeds
+from tfrec.cli.tables import print_metrics, print_seeds
+
+if TYPE_CHECKING:
+    from tfrec.evaluation.contenders import Contender
 
 
 def evaluate(
@@ -79,15 +82,20 @@ def evaluate(
     from tfrec.evaluation.judgement import evaluate as evaluate_data
 
     if split in ("test", "validation"):
-        out.print(f"`--split {split}` is called `--part {split}` now.", style="yellow")
+        typer.echo(f"`--split {split}` is called `--part {split}` now.", err=True)
         part, split = split, None
     if (len(runs) > 1) != as_seeds:
         raise typer.BadParameter("--as-seeds takes two runs or more, and is needed for more than one.")
+    if as_seeds and baselines_only:
+        raise typer.BadParameter("--as-seeds is for runs: leave out --baselines-only.")
     lengths = _lengths(cutoffs)
     if baselines_only:
         prepared, rules, chosen = PreparedData.open(runs[0]), tuple(target or ()), repeats or "exclude"
         held_out = make_split(prepared, split or "last", test or "", validation or "", rules)
-        result = evaluate_data(prepared, part, repeats=chosen, split=held_out, cutoffs=lengths, by=by or ())
+        own = _baselines(against) if against else None
+        result = evaluate_data(
+            prepared, part, repeats=chosen, split=held_out, cutoffs=lengths, against=own, by=by or ()
+        )
         if cold_items:
             cold = ColdItems(prepared, cold_items, rules=rules)
             result["cold_items"] = evaluate_cold_items(cold, part, repeats=chosen)
@@ -105,11 +113,12 @@ def evaluate(
                 evaluate_run(run, data, part, against=against or (), repeats=repeats, cutoffs=lengths, by=by or ())
             )
         result = over_seeds(results) if as_seeds else results[0]
+    text = json.dumps(json.loads(json.dumps(result), parse_constant=lambda _: None), indent=2)  # null, not NaN
     if json_file == Path("-"):
-        print(json.dumps(result, indent=2))
+        print(text)
         return
     if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        json_file.write_text(text, encoding="utf-8")
     (print_seeds if as_seeds else print_metrics)(result)
 
 
@@ -118,6 +127,14 @@ def _lengths(cutoffs: str) -> list[int]:
         return [int(text) for text in cutoffs.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--cutoffs takes numbers such as 1,5,10. Received: {cutoffs!r}.") from None
+
+
+def _baselines(names: list[str]) -> dict[str, Contender]:
+    from tfrec.evaluation.contenders import BASELINES
+
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise ValueError(f"`{unknown[0]}` is none of the baselines {', '.join(BASELINES)}.")
+    return {name: BASELINES[name] for name in names}
 
 
 def _check_own(run, target: list[str] | None, cold_items: float | None) -> None:

@@ -59,10 +59,7 @@ class TimeSplit(Split):
         super().__init__(data, targets)
         if not data.num_events or not data.timestamp.any():
             raise ValueError("The log has no times, and a split by time needs them: prepare it with `--time COLUMN`.")
-        if validation in (None, "") and is_date(test):
-            raise ValueError(
-                f"The test starts at {test}: pass the start of the validation too, such as `--validation 7d`."
-            )
+        check_parts("time", test, validation)
         end = int(data.timestamp.max()) + 1
         self.starts = {"test": _start(data, test, end, 0)}
         held_out = int((data.timestamp >= self.starts["test"]).sum())
@@ -129,10 +126,34 @@ def make_split(
 
     >>> make_split(PreparedData.from_histories(["abc"])).targets("test")
     array([4], dtype=int32)
+
+    Raises:
+        ValueError: see `check_parts` and `TimeSplit`.
     """
+    check_parts(kind, test, validation)
     if kind == "last":
         return LeaveLastOut(data, num_held_out, targets)
     return TimeSplit(data, test, validation, num_held_out, targets)
+
+
+def check_parts(kind: str, test: str | float | None, validation: str | float | None) -> None:
+    """Raise unless `test` and `validation` are what the split `kind` needs.
+
+    Raises:
+        ValueError: there is no such split, a part is missing or cannot be read, or the split has no such parts.
+    """
+    if kind not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}. Received: {kind!r}.")
+    if kind == "last":
+        if test or validation:
+            raise ValueError("`test` and `validation` are for `split=time`: set it too.")
+        return
+    if not test:
+        raise ValueError("`split=time` needs `test`: a span such as 7d, a date or a share of the events.")
+    if is_date(test) and not validation:
+        raise ValueError(f"The test starts at {test}: set `validation` too, to a date before it or a span such as 7d.")
+    if validation:
+        is_date(validation)  # refuses another text here
 
 
 def is_date(text: str | float) -> bool:

@@ -28,7 +28,7 @@ def resampled_means(values: Sequence[np.ndarray], num_resamples: int = 1000, see
         num_resamples: int. Default: 1,000.
         seed: int. Default: 0.
     Returns:
-        Float64 array, shape `(num_resamples, metrics)`.
+        Float64 array, shape `(num_resamples, metrics)`; of few requests it has fewer rows, since some resamples draw none.
     """
     rng = np.random.default_rng(seed)
     sums, weights = np.zeros((num_resamples, len(values))), np.zeros((num_resamples, 1))
@@ -38,7 +38,8 @@ def resampled_means(values: Sequence[np.ndarray], num_resamples: int = 1000, see
         weight = rng.poisson(1, (num_resamples, len(part))).astype(np.float32)
         sums += weight @ part
         weights += weight.sum(axis=1, keepdims=True)
-    return sums / np.maximum(weights, 1)
+    drawn = weights[:, 0] > 0
+    return sums[drawn] / weights[drawn]
 
 
 def interval(means: np.ndarray) -> tuple[float, float]:
@@ -51,6 +52,8 @@ def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:
     """The two-sided p-value of the paired t-test: how likely chance makes a difference as large. 1 without a difference.
 
     Source: Smucker, Allan & Carterette 2007, "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation".
+    Differs from the source: it is never below the chance that all requests favour one side, 2 ^ (1 - requests). Two requests that
+    differ alike have no deviation, and the t-test would be certain.
 
     >>> rng = np.random.default_rng(0)
     >>> values = rng.normal(size=1000)
@@ -62,7 +65,8 @@ def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:
     if number < 2 or not mean:
         return 1.0
     error = difference.std(ddof=1) / np.sqrt(number)  # 0 where all differ alike, which scipy's test warns of
-    return float(2 * scipy.stats.t.sf(abs(mean) / max(error, 1e-12), number - 1))
+    p_value = float(2 * scipy.stats.t.sf(abs(mean) / max(error, 1e-12), number - 1))
+    return max(p_value, 0.5 ** (number - 1))
 
 
 def corrected(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -171,6 +171,7 @@ def judge(
     """
     if not cutoffs or min(cutoffs) < 1:
         raise ValueError(f"Cut-offs are whole numbers from 1. Received: {list(cutoffs)}.")
+    cutoffs = tuple(dict.fromkeys(cutoffs))
     check_requests(split, part)
     catalogue, wanted = Catalogue.of(split, vectors), _keys(split, part)
     rankings, values, of_all = {}, {}, {}
@@ -180,7 +181,7 @@ def judge(
         is_hit = np.isin(row * ranking.num_items + ranking.items, wanted) & (ranking.items >= 0)
         of_lists, of_all[name] = list_metrics(ranking.items, is_hit, catalogue, cutoffs)
         rankings[name], values[name] = ranking, metrics_of_requests(ranking, cutoffs) | of_lists
-    return Judgement(split, part, repeats, tuple(cutoffs), rankings, values, of_all)
+    return Judgement(split, part, repeats, cutoffs, rankings, values, of_all)
 
 
 def check_requests(split: Split, part: str) -> None:

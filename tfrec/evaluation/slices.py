@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +32,8 @@ def slices(split: Split, part: str, by: str) -> Iterator[tuple[str, str, np.ndar
         split: `Split`.
         part: str, `"validation"` or `"test"`.
         by: str, `"history length"`: by quartiles; new users, without a history, are a slice of their own. `"popularity"`: tenths of
-            the catalogue by training events of the target. Or a column of the items or of the users: a slice for each of the
-            most frequent values, or for the quartiles of a number.
+            the catalogue by training events of the target, those with a target. Or a column of the items or of the users: a slice
+            for each of the most frequent values, or for the quartiles of a number or a date.
     Yields:
         `(label, whose, is_kept)`: text; `"users"` or `"targets"`; bool array, shape `(requests,)` or `(targets,)`.
     Raises:
@@ -45,15 +45,14 @@ def slices(split: Split, part: str, by: str) -> Iterator[tuple[str, str, np.ndar
         lengths = asked.ends - asked.starts
         if (lengths == 0).any():
             yield "new users", "users", lengths == 0
-        for label, kept in _by_quartile(np.where(lengths > 0, lengths, np.nan).astype(float), "{} events"):
-            yield label, "users", kept
+        for label, kept in _by_quartile(np.where(lengths > 0, lengths, np.nan).astype(float)):
+            yield f"{label} events", "users", kept
     elif by == POPULARITY:
-        place = np.empty(data.num_items, np.int64)
-        place[np.argsort(-split.train_counts(), kind="stable")] = np.arange(data.num_items)
-        tenth = place[targets] * 10 // data.num_items
+        tenth = tenths(split)[targets]
         for number in range(10):
             label = "most popular tenth" if number == 0 else f"tenth {number + 1}"
-            yield label, "targets", tenth == number
+            if (kept := tenth == number).any():
+                yield label, "targets", kept
     elif by in data.users.column_names[1:]:
         for label, kept in _by_column(_feature(split, "users", by), data.users, asked.users):
             yield label, "users", kept
@@ -63,6 +62,20 @@ def slices(split: Split, part: str, by: str) -> Iterator[tuple[str, str, np.ndar
     else:
         known = [HISTORY, POPULARITY, *data.users.column_names[1:], *data.items.column_names[1:]]
         raise ValueError(f"There is no column {by!r} to slice by. Known: {', '.join(known)}.")
+
+
+def tenths(split: Split) -> np.ndarray:
+    """int64 `(num_items,)`: the tenth of the catalogue of each item, by its training events; 0 has the most popular.
+
+    >>> from tfrec.data.prepared import PreparedData
+    >>> from tfrec.data.splits import LeaveLastOut
+    >>> tenths(LeaveLastOut(PreparedData.from_histories(["aab", "aba"]))).tolist()
+    [0, 5]
+    """
+    counts = split.train_counts()
+    place = np.empty(len(counts), np.int64)
+    place[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    return place * 10 // len(counts)
 
 
 def _feature(split: Split, whose: str, name: str) -> Feature:
@@ -81,7 +94,9 @@ def _by_column(feature: Feature, table: pa.Table, rows: np.ndarray) -> Iterator[
         raise ValueError(f"Column {feature.name!r} is {feature.kind}: slices are by categories, numbers and dates.")
     encoded = encode_table([feature], table)[0][feature.name][rows]
     if feature.kind in ("number", "date"):
-        yield from _by_quartile(encoded, "{}")
+        yield from _by_quartile(encoded, _day if feature.kind == "date" else "{:g}".format)
+        if (is_missing := np.isnan(encoded)).any():
+            yield "missing", is_missing
         return
     encoded = encoded.reshape(len(rows), -1)
     counts = np.bincount(encoded[encoded >= FIRST_ITEM_INDEX], minlength=FIRST_ITEM_INDEX)
@@ -92,7 +107,12 @@ def _by_column(feature: Feature, table: pa.Table, rows: np.ndarray) -> Iterator[
         yield "missing", is_missing
 
 
-def _by_quartile(values: np.ndarray, label: str) -> Iterator[tuple[str, np.ndarray]]:
+def _day(number: float) -> str:
+    """The date of a number of days since 1970."""
+    return str(np.datetime64(round(number), "D"))
+
+
+def _by_quartile(values: np.ndarray, text: Callable[[float], str] = "{:g}".format) -> Iterator[tuple[str, np.ndarray]]:
     """Four slices of about equal size, with the smallest and the largest value of each; fewer where values are equal."""
     known = values[np.isfinite(values)]
     borders = np.unique(np.quantile(known, QUARTILES, method="lower")) if len(known) else known
@@ -100,7 +120,5 @@ def _by_quartile(values: np.ndarray, label: str) -> Iterator[tuple[str, np.ndarr
     for number in range(len(borders) + 1):
         kept = (place == number) & np.isfinite(values)
         if kept.any():
-            low, high = values[kept].min(), values[kept].max()
-            yield label.format(f"{low:g}" if low == high else f"{low:g} to {high:g}"), kept
-    if np.isnan(values).any() and label == "{}":
-        yield "missing", np.isnan(values)
+            low, high = text(float(values[kept].min())), text(float(values[kept].max()))
+            yield low if low == high else f"{low} to {high}", kept

@@ -14,7 +14,7 @@ from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import Requests, Split
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.judgement import Judgement
-from tfrec.evaluation.slices import HISTORY, POPULARITY
+from tfrec.evaluation.slices import HISTORY, POPULARITY, tenths
 from tfrec.training.run import Run
 
 EXAMPLES = 10
@@ -70,10 +70,7 @@ def slice_columns(data: PreparedData) -> list[str]:
 
 def shown_by_popularity(judged: Judgement) -> dict[str, np.ndarray]:
     """Of each contender's lists, and of the targets, the share of each tenth of the catalogue, most popular first."""
-    data, k = judged.split.data, judged.cutoff
-    place = np.empty(data.num_items, np.int64)
-    place[np.argsort(-judged.split.train_counts(), kind="stable")] = np.arange(data.num_items)
-    tenth = place * 10 // data.num_items
+    tenth, k = tenths(judged.split), judged.cutoff
     lists = {"what users did": judged.split.targets(judged.part) - FIRST_ITEM_INDEX}
     lists |= {name: ranking.items[:, :k] for name, ranking in judged.rankings.items()}
     counts = {name: np.bincount(tenth[items[items >= 0]], minlength=10) for name, items in lists.items()}
@@ -92,12 +89,14 @@ def catalogue_map(run: Run) -> tuple[np.ndarray, list[str], float, str]:
     vectors = vectors - vectors.mean(axis=0)
     left, values, _ = np.linalg.svd(vectors, full_matrices=False)
     share = float((values[:2] ** 2).sum() / max((values**2).sum(), 1e-12))
+    points = np.zeros((len(chosen), 2))  # one item, or vectors of one number, span no plane
+    points[:, : min(2, len(values))] = left[:, :2] * values[:2]
     feature = _category(run)
     if feature is None:
-        return left[:, :2] * values[:2], [""] * len(chosen), share, ""
+        return points, [""] * len(chosen), share, ""
     encoded = encode_table([feature], run.items)[0][feature.name].reshape(len(run.items), -1)[chosen, 0]
     values_of = ["", "", *feature.values]
-    return left[:, :2] * values[:2], [values_of[number] for number in encoded], share, feature.name
+    return points, [values_of[number] for number in encoded], share, feature.name
 
 
 def examples(run: Run, judged: Judgement, seed: int = 0) -> list[dict[str, Any]]:

@@ -120,8 +120,7 @@ def write_report(
 
 
 def _slice_chart(by: str, rows: list[dict[str, Any]], names: Sequence[str], k: int) -> str:
-    """NDCG of each slice that has targets, for the first contender and the two best others."""
-    rows = [row for row in rows if row["num_targets"]]
+    """NDCG of each slice, for the first contender and the two best others."""
     number = np.array([row["num_targets"] for row in rows])
     mean = {name: float(number @ [row[name][f"ndcg@{k}"] for row in rows]) for name in names}
     chosen = [names[0], *sorted(names[1:], key=lambda name: -mean[name])[:2]]

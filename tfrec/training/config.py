@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfrec.data.splits import REPEATS
-from tfrec.data.time_split import SPLITS, is_date
+from tfrec.data.time_split import SPLITS, check_parts
 from tfrec.layers.recurrent import CELLS
 from tfrec.models.sequence_tower import BLOCKS, POSITIONS
 
@@ -241,19 +241,9 @@ class Config:
                 f"`repeats=allow` ranks the items of the history like others, and so must the loss: leave out `seen_weight` or set "
                 f"it to 1. Received: {self.seen_weight}."
             )
-        if self.split == "last" and (self.test or self.validation):
-            raise ValueError("`test` and `validation` are for `split=time`: set it too.")
-        if self.split == "time":
-            if not self.test:
-                raise ValueError("`split=time` needs `test`: a span such as 7d, a date or a share of the events.")
-            if is_date(self.test) and not self.validation:
-                raise ValueError(
-                    f"The test starts at {self.test}: set `validation` too, to a date before it or a span such as 7d."
-                )
-            if self.validation:
-                is_date(self.validation)  # refuse another text here
-            if self.cold_items:
-                raise ValueError("`cold_items` are held out of the split `last`: leave out `split` or `cold_items`.")
+        check_parts(self.split, self.test, self.validation)
+        if self.split == "time" and self.cold_items:
+            raise ValueError("`cold_items` are held out of the split `last`: leave out `split` or `cold_items`.")
         if self.epochs and self.final_epochs and self.final_epochs > self.epochs:
             raise ValueError(f"`final_epochs` is at most `epochs`. Received: {self.final_epochs} and {self.epochs}.")
 

@@ -54,7 +54,10 @@ def judge_run(
     check_held_out(run)
     found = run.data(data)
     contenders = {"model": of_model(run.model)}
-    contenders |= {str(name): contender(name, run, found) for name in against} if against else baselines_of(found)
+    for name in against:  # a folder that is called `model` would take the place of the run
+        contenders["./model" if str(name) == "model" else str(name)] = contender(name, run, found)
+    if not against:
+        contenders |= baselines_of(found)
     vectors, repeats = np.asarray(run.model.item_tower.catalogue()), repeats or run.repeats
     return judge(run.split(found), contenders, part, repeats=repeats, cutoffs=cutoffs, vectors=vectors)
 
