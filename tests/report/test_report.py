@@ -1,9 +1,11 @@
 """The page of a report: whole in itself, readable in light and dark, and true to the figures."""
 
 import dataclasses
+import html
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -16,6 +18,7 @@ from tfrec.cli.main import app
 from tfrec.report import charts
 from tfrec.report.facts import rows_of_log
 from tfrec.training.judging import evaluate_run, judge_run
+from tfrec.training.presets import parse_settings
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,32 @@ def test_the_command_writes_a_page_and_files_for_the_projector(run, tmp_path, mo
     assert len(named) == len(rows) + 1
     with pytest.raises(FileExistsError, match="exists. Choose another folder"):
         tfrec.write_projector(run, vectors)
+
+
+def test_the_commands_of_a_page_make_the_run_again(page, run):
+    (text,) = re.findall(r"<pre>(.*?)</pre>", page.read_text(), re.S)
+    train, report = (shlex.split(line) for line in html.unescape(text).splitlines())
+    assert train[:5] == ["tfrec", "train", "DATA", "--out", run.folder.name]
+    assert tfrec.Config.from_dict(parse_settings(train[6::2])) == run.config
+    assert report[:5] == ["tfrec", "report", run.folder.name, "--against", "bigram"]
+
+
+def test_a_catalogue_of_one_item_fitted_by_hand_has_a_page(tmp_path, monkeypatch):
+    data = tfrec.PreparedData.from_histories(["aaa", "aaaa"])
+    model = tfrec.TwoTower(tfrec.ItemTower(1, 4), tfrec.SequenceTower(max_length=4, num_heads=1))
+    model.build()
+    tfrec.Run.from_model(model, data, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    text = tfrec.write_report(".", tmp_path / "page.html", data=data).read_text()
+    assert "<h1>run</h1>" in text
+    assert "# run has a model or a loss of its own, which was fitted in Python\ntfrec report run</pre>" in text
+
+
+def test_names_of_any_kind_stand_in_a_chart(recwarn):
+    names = ["$10 to $20", "日本語", "_hidden", "<b>"]
+    text = html.unescape(charts.groups(names, {"_model": [0.1] * 4, "مرحبا": [0.2] * 4}, "title", "x"))
+    assert all(f">{name}</text>" in text.replace("\u200b", "") for name in [*names, "_model", "مرحبا"])
+    assert not recwarn.list
 
 
 def test_rows_of_a_log_in_words():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -31,6 +32,7 @@ STYLE: Any = {
     "legend.labelcolor": INK,
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the font of the page
     "text.color": INK,
+    "text.parse_math": False,  # "$10 to $20" is no formula
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -47,7 +49,7 @@ def bars(values: Mapping[str, float], intervals: Mapping[str, tuple[float, float
             )
             axes.plot([low, high], [place, place], color=INK, linewidth=1.6)
             axes.annotate(f"{value:.4f}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(range(len(values)), list(values))
+        axes.set_yticks(range(len(values)), [_short(name) for name in values])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.25 * max(high for _, high in intervals.values()) or 1)
         axes.tick_params(left=False)
@@ -63,7 +65,14 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: 
         for name, (x, y) in lines.items():
             kept = np.isfinite(np.asarray(y, float))
             x_kept, y_kept = np.asarray(x, float)[kept], np.asarray(y, float)[kept]
-            axes.plot(x_kept, y_kept, marker="o" if len(x_kept) < 15 else "", markersize=3.5, linewidth=1.8, label=name)
+            axes.plot(
+                x_kept,
+                y_kept,
+                marker="o" if len(x_kept) < 15 else "",
+                markersize=3.5,
+                linewidth=1.8,
+                label=_short(name),
+            )
             told.append(f"{name} from {y_kept[0]:.4g} to {y_kept[-1]:.4g}" if len(y_kept) else f"{name}: none")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -79,8 +88,10 @@ def groups(labels: Sequence[str], values: Mapping[str, Sequence[float]], title: 
         place = np.arange(len(labels))
         for number, (name, own) in enumerate(values.items()):
             style = {"s": 46, "zorder": 3} if number == 0 else {"s": 26, "alpha": 0.85}
-            axes.scatter(own, place, label=name, marker="oD^sPXv*"[number % 8], color=SERIES[number % 8], **style)
-        axes.set_yticks(place, [_short(label, 32) for label in labels])
+            axes.scatter(
+                own, place, label=_short(name), marker="oD^sPXv*"[number % 8], color=SERIES[number % 8], **style
+            )
+        axes.set_yticks(place, [_short(label) for label in labels])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.set_xlabel(x_label)
@@ -117,7 +128,11 @@ def cloud(points: np.ndarray, categories: Sequence[str], title: str) -> str:
 def svg(figure: Figure, described: str) -> str:
     """A figure as inline SVG, with a description for those who do not see it."""
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": described}):  # the parts of two charts never share an id
+    with (
+        matplotlib.rc_context({"svg.hashsalt": described}),  # the parts of two charts never share an id
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the browser has the fonts, not matplotlib
         figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
@@ -135,5 +150,7 @@ def _figure(height: float = HEIGHT) -> tuple[Figure, Any]:
     return figure, figure.add_subplot()
 
 
-def _short(text: str, length: int) -> str:
+def _short(text: str, length: int = 32) -> str:
+    """A text that fits, and that a legend shows: matplotlib leaves out those that begin with an underscore."""
+    text = f"\u200b{text}" if text.startswith("_") else text
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,9 +141,16 @@ def titles(run: Run) -> list[str]:
     return [title or item_id for title, item_id in zip(run.items["title"].to_pylist(), ids, strict=True)]
 
 
-def settings(run: Run) -> dict[str, Any]:
-    """The config of a run; empty for a model that was fitted by hand."""
-    return {} if run.config is None else dataclasses.asdict(run.config)
+def commands(run: Run, name: str, against: Sequence[str | os.PathLike]) -> list[str]:
+    """What to call in a shell to train and report a run that is called `name`."""
+    report = ["tfrec", "report", name, *(part for other in against for part in ("--against", str(other)))]
+    if run.config is None or run.settings.own:
+        return [f"# {name} has a model or a loss of its own, which was fitted in Python", shlex.join(report)]
+    train = ["tfrec", "train", "DATA", "--out", name]
+    for field, value in run.config.to_dict().items():
+        if value is not None:
+            train += ["--set", f"{field}={value if isinstance(value, str) else json.dumps(value)}"]
+    return [shlex.join(train), shlex.join(report)]
 
 
 def _why(run: Run, split: Split, asked: Requests, row: int, item: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfrec.data.prepared import PreparedData
 from tfrec.evaluation.certainty import difference_in_words
+from tfrec.evaluation.contenders import BASELINES
 from tfrec.files import write_whole
 from tfrec.report import charts, facts
 from tfrec.training.judging import different_settings, judge_run
@@ -70,16 +71,19 @@ def write_report(
     differences = judged.differences(f"ndcg@{k}")
     best = max(judged.names[1:], key=lambda name: metrics[name][f"ndcg@{k}"], default=None)
     points, categories, share, column = facts.catalogue_map(run)
-    others = [Run.open(name) for name in against if (Path(name) / "config.json").is_file()]
+    own = run.folder.resolve().name  # a run may be given as `.`
+    others = {str(name): Run.open(name) for name in against if str(name) not in BASELINES}
     lines = {
         title: {
-            one.folder.name: (one.history["epoch"], one.history[name]) for one in [run, *others] if name in one.history
+            label: (one.history["epoch"], one.history[name])
+            for label, one in [(own, run), *others.items()]
+            if name in one.history
         }
         for name, title in CURVES.items()
     }
     slices = {by: judged.by(by) for by in facts.slice_columns(found)}
     values: dict[str, Any] = {
-        "name": run.folder.name,
+        "name": own,
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "version": __version__,
         "k": k,
@@ -102,7 +106,7 @@ def write_report(
             for m in shown
         ],
         "differences": [difference_in_words(first, name, f"ndcg@{k}", one) for name, one in differences.items()],
-        "curves": [charts.curves(own, title, "epoch", title) for title, own in lines.items() if own],
+        "curves": [charts.curves(drawn, title, "epoch", title) for title, drawn in lines.items() if drawn],
         "slices": {by: (rows, _slice_chart(by, rows, judged.names, k)) for by, rows in slices.items()},
         "bias": _bias_chart(facts.shown_by_popularity(judged), k),
         "map": charts.cloud(points, categories, "map of the catalogue"),
@@ -110,8 +114,8 @@ def write_report(
         "map_column": column,
         "num_mapped": len(points),
         "examples": facts.examples(run, judged),
-        "settings": facts.settings(run),
-        "different": {one.folder.name: different_settings(run, one) for one in others},
+        "reproduce": facts.commands(run, own, against),
+        "different": {label: different_settings(run, one) for label, one in others.items()},
     }
     page = _environment().get_template("page.html").render(values)
     out.parent.mkdir(parents=True, exist_ok=True)
