@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tfrec
 from tfrec.cli.main import app
-from tfrec.report import charts
+from tfrec.report import charts, facts
 from tfrec.report.facts import rows_of_log
 from tfrec.training.judging import evaluate_run, judge_run
 from tfrec.training.presets import parse_settings
@@ -149,6 +149,12 @@ def test_the_commands_of_a_page_make_the_run_again(page, run):
     assert train[:5] == ["tfrec", "train", "DATA", "--out", run.folder.name]
     assert tfrec.Config.from_dict(parse_settings(train[6::2])) == run.config
     assert report[:5] == ["tfrec", "report", run.folder.name, "--against", "bigram"]
+
+
+def test_a_command_keeps_texts_that_look_like_numbers_and_rules(run):
+    config = dataclasses.replace(run.config, split="time", test="0.1", validation="7d", targets=("rating>=3",))
+    train, _ = facts.commands(dataclasses.replace(run, config=config), "my run", ())
+    assert tfrec.Config.from_dict(parse_settings(shlex.split(train)[6::2])) == config
 
 
 def test_a_catalogue_of_one_item_fitted_by_hand_has_a_page(tmp_path, monkeypatch):

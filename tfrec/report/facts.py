@@ -149,7 +149,8 @@ def commands(run: Run, name: str, against: Sequence[str | os.PathLike]) -> list[
     train = ["tfrec", "train", "DATA", "--out", name]
     for field, value in run.config.to_dict().items():
         if value is not None:
-            train += ["--set", f"{field}={value if isinstance(value, str) else json.dumps(value)}"]
+            is_plain = isinstance(value, str) and value[:1].isalpha()  # a share such as "0.1" would be read as a number
+            train += ["--set", f"{field}={value if is_plain else json.dumps(value)}"]
     return [shlex.join(train), shlex.join(report)]
 
 

@@ -134,6 +134,6 @@ def different_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
-def _split_fields(config: Config | None) -> dict[str, str]:
+def _split_fields(config: Config | None) -> dict[str, Any]:
     given = dataclasses.asdict(config or Config())
-    return {field: str(given[field]) for field in SPLIT_FIELDS}  # a share may be 0.1 or "0.1"
+    return {field: given[field] for field in SPLIT_FIELDS}
