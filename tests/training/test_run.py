@@ -137,6 +137,15 @@ def test_recommend_takes_one_history_or_many(run, data):
     assert run.recommend(rows[0], k=10_000).item_ids.shape == (200,)
 
 
+def test_the_first_question_may_have_an_empty_history(run):
+    fresh = Run.open(run.folder)  # what is traced for no item at all, not for a history before it
+    popular = np.array(run.items["item_id"])[np.argsort(-np.array(run.items["num_events"]), kind="stable")]
+    assert fresh.recommend([], k=3).item_ids.tolist() == popular[:3].tolist()
+    assert fresh.score([], popular[:2].tolist()).scores.shape == (2,)
+    assert fresh.explain([], ["item-1"]).contributions.shape == (1, 0)
+    assert fresh.attention([]).positions.tolist() == []
+
+
 def test_a_run_recommends_repeats_where_asked(run, data):
     from reference import recommend
 
