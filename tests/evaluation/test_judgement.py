@@ -192,6 +192,19 @@ def test_slices_of_dates_are_named_by_dates(log):
     assert labels == {"2024-01-01", "2025-06-30", "missing"}
 
 
+def test_rare_values_are_one_slice(log):
+    makers = pa.array([f"m{i}" for i in range(24)] + [None])
+    items = log.items.append_column("maker", makers)
+    maker = Feature("maker", "category", values=tuple(f"m{i}" for i in range(24)))
+    data = PreparedData(
+        log.vocabulary, log.item_index, log.timestamp, log.offsets, items=items, features={"items": [maker]}
+    )
+    found = {label: kept for label, _, kept in slices(LeaveLastOut(data), "test", "maker")}
+    assert len(found) == 22
+    assert (sum(kept.astype(int) for kept in found.values()) == 1).all()
+    assert found["others"].any()
+
+
 def test_a_text_is_nothing_to_slice_by(log):
     text = fit_feature("title", "text", pa.chunked_array([["a b c"] * 25]))
     items = log.items.append_column("title", pa.array(["a b c"] * 25))

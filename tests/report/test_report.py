@@ -175,6 +175,11 @@ def test_names_of_any_kind_stand_in_a_chart(recwarn):
     assert not recwarn.list
 
 
+def test_a_folder_is_no_page(run, tmp_path):
+    with pytest.raises(ValueError, match="is a folder: pass the file to write, such as .*report.html"):
+        tfrec.write_report(run, tmp_path)
+
+
 def test_rows_of_a_log_in_words():
     assert rows_of_log({}) == "not known"
     manifest = {"num_rows": 1200, "num_refused": 3, "refused": {"no item": 1, "no user": 2}, "num_duplicates": 5}

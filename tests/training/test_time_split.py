@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 import tfrec
 from tfrec.cli.main import app
-from tfrec.evaluation.judgement import evaluate
+from tfrec.evaluation.contenders import BASELINES
+from tfrec.evaluation.judgement import evaluate, judge
 from tfrec.training.judging import over_seeds
 
 
@@ -90,6 +91,10 @@ def test_a_final_model_of_a_split_by_time_learns_everything(timed_run, timed, tm
         tfrec.evaluate_run(final, timed)
 
 
-def test_seeds_have_mean_and_deviation():
-    found = over_seeds([{"model": {"mrr": value}} for value in (0.1, 0.2, 0.3)])["model"]["mrr"]
-    assert found == pytest.approx({"mean": 0.2, "stddev": 0.1, "min": 0.1, "max": 0.3})
+def test_seeds_have_mean_and_deviation(timed, timed_run):
+    judged = judge(timed_run.split(timed), {name: BASELINES[name] for name in ("popularity", "bigram", "random")})
+    found = over_seeds(judged)
+    values = [judged.metrics(name)["mrr"] for name in judged.names]
+    expected = {"mean": np.mean(values), "stddev": np.std(values, ddof=1), "min": min(values), "max": max(values)}
+    assert found["model"]["mrr"] == pytest.approx(expected)
+    assert found["num_runs"] == 3

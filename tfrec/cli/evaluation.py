@@ -86,8 +86,8 @@ def evaluate(
         part, split = split, None
     if (len(runs) > 1) != as_seeds:
         raise typer.BadParameter("--as-seeds takes two runs or more, and is needed for more than one.")
-    if as_seeds and baselines_only:
-        raise typer.BadParameter("--as-seeds is for runs: leave out --baselines-only.")
+    if as_seeds and (baselines_only or against or by):
+        raise typer.BadParameter("--as-seeds is for runs: leave out --baselines-only, --against and --by.")
     lengths = _lengths(cutoffs)
     if baselines_only:
         prepared, rules, chosen = PreparedData.open(runs[0]), tuple(target or ()), repeats or "exclude"
@@ -100,19 +100,18 @@ def evaluate(
             cold = ColdItems(prepared, cold_items, rules=rules)
             result["cold_items"] = evaluate_cold_items(cold, part, repeats=chosen)
     else:
-        from tfrec.training.judging import evaluate_run, over_seeds
+        from tfrec.training.judging import evaluate_run, judge_run, over_seeds
         from tfrec.training.run import Run
 
         if split or test or validation:
             raise typer.BadParameter("A run has a split of its own: leave out --split, --test and --validation.")
-        results = []
-        for folder in runs:
-            run = Run.open(folder)
-            _check_own(run, target, cold_items)
-            results.append(
-                evaluate_run(run, data, part, against=against or (), repeats=repeats, cutoffs=lengths, by=by or ())
-            )
-        result = over_seeds(results) if as_seeds else results[0]
+        run = Run.open(runs[0])
+        _check_own(run, target, cold_items)
+        if as_seeds:
+            result = over_seeds(judge_run(run, data, part, against=runs[1:], repeats=repeats, cutoffs=lengths))
+        else:
+            asked = {"repeats": repeats, "cutoffs": lengths}
+            result = evaluate_run(run, data, part, against=against or (), by=by or (), **asked)
     text = json.dumps(json.loads(json.dumps(result), parse_constant=lambda _: None), indent=2)  # null, not NaN
     if json_file == Path("-"):
         print(text)

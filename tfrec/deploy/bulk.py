@@ -192,8 +192,9 @@ def _answer(
     model: _Model, requests: UserRequests, users: np.ndarray, k: int, wanted: Sequence[list[str]], leaves_out_seen: bool
 ) -> pa.Table:
     """The recommendations to some users, in their order."""
-    ids: np.ndarray = np.full((len(users), k), "", object)
-    scores = np.full((len(users), k), -np.inf, np.float32)
+    width = min(k, model.about["num_items"])
+    ids: np.ndarray = np.full((len(users), width), "", object)
+    scores = np.full((len(users), width), -np.inf, np.float32)
     max_rows = max(1, SCORES_BYTES // (4 * model.about["num_items"]))
     for members in requests.batches(users, model.about["max_length"], max_rows):
         inputs = requests(users[members])

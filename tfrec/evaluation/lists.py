@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from tfrec.data.encoding import encode_table
 from tfrec.data.splits import Split
@@ -23,13 +25,14 @@ class Catalogue:
         counts: int64 array, shape `(num_items,)`, events of each item in the training part.
         num_users_of: int64 array of that shape, users of each item in the training part.
         num_users: int, users with an event in the training part.
-        vectors: dict, by name float32 arrays, shape `(num_items, D)`: what items are like. A row of zeros is like nothing.
+        vectors: dict, by name float32 arrays, also sparse ones, shape `(num_items, D)`: what items are like. A row of zeros is like
+            nothing.
     """
 
     counts: np.ndarray
     num_users_of: np.ndarray
     num_users: int
-    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    vectors: Mapping[str, np.ndarray | scipy.sparse.csr_array] = field(default_factory=dict)
 
     @classmethod
     def of(cls, split: Split, vectors: np.ndarray | None = None) -> Catalogue:
@@ -50,9 +53,13 @@ class Catalogue:
         if categories:
             encoded, _ = encode_table(categories[:1], data.items)
             values = encoded[categories[0].name].reshape(data.num_items, -1)
-            known["category_diversity"] = np.zeros((data.num_items, values.max(initial=1) + 1), np.float32)
-            np.put_along_axis(known["category_diversity"], values, 1, axis=1)
-            known["category_diversity"][:, :FIRST_ITEM_INDEX] = 0
+            row, place = np.nonzero(values >= FIRST_ITEM_INDEX)
+            cells, shape = (
+                (np.ones(len(row), np.float32), (row, values[row, place])),
+                (data.num_items, values.max(initial=1) + 1),
+            )
+            matrix = scipy.sparse.csr_array(cells, shape=shape)
+            known["category_diversity"] = (matrix > 0).astype(np.float32)  # an item may have a value twice
         return cls(split.train_counts(), num_users_of, int((np.diff(offsets) > 0).sum()), known)
 
 
@@ -104,22 +111,27 @@ def list_metrics(
         weight = 2 * np.arange(1, number + 1) - number - 1
         of_all[f"gini@{k}"] = float(weight @ shown / (number * max(shown.sum(), 1)))
     for name, vectors in catalogue.vectors.items():
-        norm = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        of_lists |= {f"{name}@{k}": _diversity(items[:, :k], vectors / norm) for k in cutoffs}
+        of_lists |= {f"{name}@{k}": _diversity(items[:, :k], vectors) for k in cutoffs}
     return of_lists, of_all
 
 
-def _diversity(items: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def _diversity(items: np.ndarray, vectors: Any) -> np.ndarray:
     """The mean of 1 - cosine over the pairs of each list; 0 for a list of one item.
 
     The square of the sum of unit vectors is the sum over all pairs of their cosines: no pair is looked at.
     """
     found = np.zeros(len(items))
+    norm = np.sqrt(np.asarray((vectors * vectors).sum(axis=1)).ravel())
+    is_like = (norm > 0).astype(np.float32)
+    inverse = scipy.sparse.diags_array(is_like / np.maximum(norm, 1e-12))
     for first in range(0, len(items), ROWS):
         own = items[first : first + ROWS]
-        theirs = vectors[own] * (own >= 0)[..., None]
-        number = (own >= 0).sum(axis=1)
-        of_pairs = np.square(theirs.sum(axis=1)).sum(axis=1) - np.square(theirs).sum(axis=(1, 2))
+        row, place = np.nonzero(own >= 0)
+        cells, shape = (np.ones(len(row), np.float32), (row, own[row, place])), (len(own), len(norm))
+        lists = scipy.sparse.csr_array(cells, shape=shape)
+        total = lists @ inverse @ vectors  # the sum of the unit vectors of each list
+        number = np.diff(lists.indptr)
+        of_pairs = np.asarray((total * total).sum(axis=1)).ravel() - lists @ is_like
         found[first : first + ROWS] = 1 - of_pairs / np.maximum(number * (number - 1), 1)
         found[first : first + ROWS][number < 2] = 0
     return found

@@ -100,11 +100,16 @@ def _by_column(feature: Feature, table: pa.Table, rows: np.ndarray) -> Iterator[
         return
     encoded = encoded.reshape(len(rows), -1)
     counts = np.bincount(encoded[encoded >= FIRST_ITEM_INDEX], minlength=FIRST_ITEM_INDEX)
+    is_missing = (encoded == PAD_INDEX).all(axis=1)
+    is_other = ~is_missing
     for value in np.argsort(-counts, kind="stable")[:MAX_SLICES]:
         if counts[value]:
-            yield feature.values[value - FIRST_ITEM_INDEX], (encoded == value).any(axis=1)
-    if (is_missing := (encoded == PAD_INDEX).all(axis=1)).any():
-        yield "missing", is_missing
+            has_it = (encoded == value).any(axis=1)
+            is_other &= ~has_it
+            yield feature.values[value - FIRST_ITEM_INDEX], has_it
+    for label, kept in (("others", is_other), ("missing", is_missing)):
+        if kept.any():
+            yield label, kept
 
 
 def _day(number: float) -> str:

@@ -59,9 +59,11 @@ def write_report(
     Returns:
         Path of the file.
     Raises:
-        ValueError: see `judge_run`.
+        ValueError: `out` is a folder; and see `judge_run`.
     """
     run, out = run if isinstance(run, Run) else Run.open(run), Path(out)
+    if out.is_dir():
+        raise ValueError(f"`{out}` is a folder: pass the file to write, such as `{out / 'report.html'}`.")
     judged = judge_run(run, data, part, against=against)
     found = judged.split.data
     k, first = judged.cutoff, judged.names[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +115,19 @@ def check_held_out(run: Run) -> None:
         )
 
 
-def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean and the standard deviation of the model's metrics over runs that differ in their seeds.
+def over_seeds(judged: Judgement) -> dict[str, Any]:
+    """The mean and the standard deviation of the metrics of contenders that differ in their seeds.
 
-    >>> over_seeds([{"model": {"mrr": mrr}} for mrr in (0.1, 0.15, 0.2)])["model"]["mrr"]
-    {'mean': 0.15, 'stddev': 0.05, 'min': 0.1, 'max': 0.2}
+    >>> over_seeds(judge_run(Run.open("seed-0"), against=["seed-1", "seed-2"]))["model"]["ndcg@10"]  # doctest: +SKIP
+    {'mean': 0.1318, 'stddev': 0.0042, 'min': 0.1271, 'max': 0.1358}
     """
-    metrics = {name: np.array([result["model"][name] for result in results]) for name in results[0]["model"]}
-    of_seeds = {
-        name: {"mean": v.mean(), "stddev": v.std(ddof=1), "min": v.min(), "max": v.max()} for name, v in metrics.items()
-    }
-    return {"num_runs": len(results), "model": {n: {k: float(x) for k, x in v.items()} for n, v in of_seeds.items()}}
+    every = [judged.metrics(name) for name in judged.names]
+    of_seeds: dict[str, dict[str, float]] = {}
+    for metric in every[0]:
+        values = np.array([one[metric] for one in every])
+        found = {"mean": values.mean(), "stddev": values.std(ddof=1), "min": values.min(), "max": values.max()}
+        of_seeds[metric] = {name: float(value) for name, value in found.items()}
+    return {"num_runs": len(every), "model": of_seeds}
 
 
 def different_settings(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
