@@ -73,6 +73,8 @@ def test_the_same_for_all_users(timed_run, timed_log, tmp_path):
     histories = [timed_log.vocabulary.decode(timed_log.history(row)) for row in rows]
     times = [timed_log.timestamp[timed_log.offsets[row] : timed_log.offsets[row + 1]] for row in rows]
     expected = timed_run.recommend(histories, 3, timestamps=times, request_time=31 * DAY)
+    with pytest.raises(ValueError, match="`timestamps` has a time for each item of a history: 2. Received: 1."):
+        timed_run.recommend(["a", "b"], timestamps=[1])
     assert found["item_id"].to_pylist() == expected.item_ids.ravel().tolist()
     np.testing.assert_allclose(found["score"], expected.scores.ravel(), atol=1e-5)
     recommend_all(timed_run, timed_log, tmp_path / "now.parquet", k=3, users=users)

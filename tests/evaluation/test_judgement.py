@@ -192,6 +192,17 @@ def test_slices_of_dates_are_named_by_dates(log):
     assert labels == {"2024-01-01", "2025-06-30", "missing"}
 
 
+def test_names_of_figures_are_no_contenders(log, monkeypatch):
+    popular = BASELINES["popularity"]
+    with pytest.raises(ValueError, match="A contender cannot be called 'slices', which is a figure of the result"):
+        evaluate(log, against={"slices": popular})
+    with pytest.raises(ValueError, match="`against` has a contender 'model' beside `model`"):
+        evaluate(log, model=object(), against={"model": popular})
+    monkeypatch.setattr("tfrec.evaluation.judgement.rank_targets", None)  # nothing is ranked before the error
+    with pytest.raises(ValueError, match="There is no column 'colour' to slice by"):
+        evaluate(log, by=["colour"])
+
+
 def test_rare_values_are_one_slice(log):
     makers = pa.array([f"m{i}" for i in range(24)] + [None])
     items = log.items.append_column("maker", makers)

@@ -21,6 +21,20 @@ from tfrec.evaluation.slices import slices
 from tfrec.evaluation.tasks import evaluate_task
 from tfrec.models.two_tower import TwoTower
 
+RESERVED = {
+    "cold_items",
+    "cutoffs",
+    "differences",
+    "intervals",
+    "part",
+    "repeats",
+    "slices",
+    "split",
+    "targets",
+    "task",
+}
+"""Names in the result of `evaluate` that are no contenders."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -167,11 +181,15 @@ def judge(
         cutoffs: ints > 0, the k of the metrics. Default: 5, 10, 20.
         vectors: float32 array, shape `(num_items, D)`, for the diversity of lists. Default: none.
     Raises:
-        ValueError: a cut-off is below 1, or nothing is held out.
+        ValueError: a cut-off is below 1, a contender has the name of a figure, or nothing is held out.
     """
     if not cutoffs or min(cutoffs) < 1:
         raise ValueError(f"Cut-offs are whole numbers from 1. Received: {list(cutoffs)}.")
     cutoffs = tuple(dict.fromkeys(cutoffs))
+    if taken := RESERVED & set(contenders):
+        raise ValueError(
+            f"A contender cannot be called {taken.pop()!r}, which is a figure of the result: choose another name."
+        )
     check_requests(split, part)
     catalogue, wanted = Catalogue.of(split, vectors), _keys(split, part)
     rankings, values, of_all = {}, {}, {}
@@ -233,7 +251,11 @@ def evaluate(
     """
     split = LeaveLastOut(data, targets=targets) if split is None else split
     contenders = {} if model is None else {"model": of_model(model)}
+    if contenders.keys() & (against or {}).keys():
+        raise ValueError("`against` has a contender 'model' beside `model`: choose another name.")
     contenders |= baselines_of(data) if against is None else against
+    for column in by:
+        next(slices(split, part, column), None)  # an unknown column is told before the ranking
     vectors = None if model is None else np.asarray(model.item_tower.catalogue())
     judged = judge(split, contenders, part, repeats=repeats, cutoffs=cutoffs, vectors=vectors)
     result = judged.to_dict(by)

@@ -16,6 +16,7 @@ from tfrec.evaluation.contenders import BASELINES, Contender, baselines_of, of_m
 from tfrec.evaluation.judgement import Judgement, judge
 from tfrec.evaluation.metrics import CUTOFFS
 from tfrec.evaluation.ranking import embed_histories
+from tfrec.evaluation.slices import slices
 from tfrec.evaluation.tasks import evaluate_task
 from tfrec.training.config import Config
 from tfrec.training.run import Run
@@ -79,6 +80,8 @@ def evaluate_run(
     Returns:
         The dict of `evaluate`; `cold_items` in it is that of `evaluate_cold_items`.
     """
+    for column in by:
+        next(slices(run.split(run.data(data)), part, column), None)  # an unknown column is told before the ranking
     judged = judge_run(run, data, part, **options)
     result = judged.to_dict(by)
     if run.model.task_head is not None:

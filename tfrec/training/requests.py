@@ -24,11 +24,18 @@ def read_request(
 
     Returns:
         `(is_one, histories, others)`: whether it was one history, item indexes of each, further arguments of `Answers.recommend`.
+    Raises:
+        ValueError: a history has another number of times than of items.
     """
     is_one = isinstance(history, str) or all(isinstance(one, str | int | float | np.number) for one in history)
     histories: Sequence[Any] = [history] if is_one else history
     known = [vocabulary.encode(check_ids(one)) for one in histories]
     times = None if timestamps is None else [np.asarray(t, np.int64) for t in ([timestamps] if is_one else timestamps)]
+    for one, of_items in zip(times or (), known, strict=False):
+        if len(one) != len(of_items):
+            raise ValueError(
+                f"`timestamps` has a time for each item of a history: {len(of_items)}. Received: {len(one)}."
+            )
     of_events = events or {}
     if is_one and isinstance(of_events, Mapping):
         of_events = {name: [values] for name, values in of_events.items()}
