@@ -10,6 +10,7 @@ import pytest
 
 import tfrec
 from tfrec.cli.main import main
+from tfrec.cli.tables import out
 from tfrec.training.run import Run
 from tfrec_serving import Client, ServingError
 from tfrec_serving.server import Server
@@ -24,7 +25,8 @@ def explain(monkeypatch, capsys):
 
     def call(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["tfrec", "explain", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "150")
+        for name, size in (("_width", 150), ("_height", 50)):  # a dumb terminal has 80 columns whatever COLUMNS says
+            monkeypatch.setattr(out, name, size)
         with pytest.raises(SystemExit) as ended:
             main()
         return (ended.value.code or 0, *capsys.readouterr())

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfrec
-from tfrec.cli.training import evaluate
+from tfrec.cli.evaluation import evaluate
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut
 from tfrec.exceptions import DataMismatchError, DivergedError
@@ -138,7 +138,7 @@ def test_a_final_model_learns_from_the_targets_too(uninterrupted, data, tmp_path
     _, final_batches = compile_model(final.config, LeaveLastOut(data, 0))
     assert final_batches.num_positions == batches.num_positions + 2 * data.num_users
     with pytest.raises(ValueError, match="was trained on all events"):
-        evaluate(final.folder)
+        evaluate([final.folder])
 
 
 def test_few_events_start_from_counts_and_many_do_not(data):

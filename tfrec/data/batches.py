@@ -160,6 +160,7 @@ class PackedBatches:
     decreasing.
 
     >>> from tfrec.data.prepared import PreparedData
+    >>> from tfrec.data.splits import LeaveLastOut
     >>> split = LeaveLastOut(PreparedData.from_histories(["abcd", "dcba"]))
     >>> batches = PackedBatches.for_training(split, max_length=4, batch_positions=8, seed=0)
     >>> inputs, target = next(iter(batches))

@@ -159,7 +159,7 @@ class Attention(NamedTuple):
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The cosine of each vector of `a`, `(A, width)`, with each of `b`, `(B, width)`; 0 with a vector of zeros.
 
-    >>> cosines(np.array([[3.0, 4.0]]), np.array([[6.0, 8.0], [4.0, -3.0], [0.0, 0.0]])).tolist()
+    >>> cosines(np.array([[3.0, 4.0]]), np.array([[6.0, 8.0], [4.0, -3.0], [0.0, 0.0]])).round(6).tolist()
     [[1.0, 0.0, 0.0]]
     """
     unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (a, b)]
