@@ -110,8 +110,7 @@ def evaluate(
         if as_seeds:
             result = over_seeds(judge_run(run, data, part, against=runs[1:], repeats=repeats, cutoffs=lengths))
         else:
-            asked = {"repeats": repeats, "cutoffs": lengths}
-            result = evaluate_run(run, data, part, against=against or (), by=by or (), **asked)
+            result = evaluate_run(run, data, part, against=against or (), repeats=repeats, cutoffs=lengths, by=by or ())
     text = json.dumps(json.loads(json.dumps(result), parse_constant=lambda _: None), indent=2)  # null, not NaN
     if json_file == Path("-"):
         print(text)

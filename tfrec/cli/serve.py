@@ -206,7 +206,7 @@ def recommend_all(
         allow=_wanted(allow or []),
         deny=_wanted(deny or []),
         request_time=request_time,
-        context={name: value for name, (value,) in (_feature(text, "--context") for text in context or [])},
+        context=_context(context),
         overwrite=overwrite,
         restart=restart,
     )
@@ -227,6 +227,11 @@ def ids_of(text: str) -> list[str]:
     return next(csv.reader([text], skipinitialspace=True), [])
 
 
+def _context(given: list[str] | None) -> dict[str, Any]:
+    """The values of `--context` by name."""
+    return {name: value for name, (value,) in (_feature(text, "--context") for text in given or [])}
+
+
 def query_of(
     timestamps: str, request_time: int | None, event: list[str] | None, context: list[str] | None
 ) -> dict[str, Any]:
@@ -235,7 +240,7 @@ def query_of(
         "timestamps": [int(t) for t in timestamps.split(",")] if timestamps else None,
         "request_time": request_time,
         "events": dict(_feature(text, "--event") for text in event or []),
-        "context": {name: value for name, (value,) in (_feature(text, "--context") for text in context or [])},
+        "context": _context(context),
     }
 
 

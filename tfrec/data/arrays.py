@@ -71,6 +71,15 @@ def pieces(length: int) -> Iterator[slice]:
     return (slice(first, first + STEP) for first in range(0, length, STEP))
 
 
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The whole numbers from `starts[i]` to below `starts[i] + lengths[i]`, range after range.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+
+
 def bincount(values: np.ndarray, length: int) -> np.ndarray:
     """`np.bincount` without a copy of the whole array: int64, shape `(length,)`."""
     counts = np.zeros(length, np.int64)

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from tfrec.data.arrays import ranges
 from tfrec.data.event_rules import is_target
 from tfrec.data.features import fit_again
 from tfrec.data.prepared import PreparedData
@@ -102,7 +103,7 @@ class ColdItems:
         data = self.data
         ends, lengths = self.histories[1], np.minimum(self.histories[1] - self.histories[0], max_length)
         offsets = np.concatenate([[0], np.cumsum(lengths + 1)]).astype(np.int64)
-        place = np.arange(offsets[-1]) + np.repeat(ends - lengths - offsets[:-1], lengths + 1)
+        place = ranges(ends - lengths, lengths + 1)
         known = np.append(np.flatnonzero(~self._is_event_cold), 0)  # one more, for a target after the last known event
         event = known[place]
         event[offsets[1:] - 1] = self.targets

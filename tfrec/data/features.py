@@ -94,6 +94,11 @@ class Feature:
         return cls(**{**fields, "values": tuple(fields.get("values", ())), "table": table})
 
 
+def first_category(features: Iterable[Feature]) -> Feature | None:
+    """The first feature of categories, one or several a row; None where there is none."""
+    return next((feature for feature in features if feature.kind in ("category", "multi")), None)
+
+
 def input_name(column: str) -> str:
     """The name of a column as an input or output of a served model; `tfrec_serving.ids` has the same rule.
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tfrec.data.arrays import STEP
+from tfrec.data.arrays import STEP, ranges
 from tfrec.data.event_rules import event_weights, is_target
 from tfrec.data.prepared import PreparedData
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
@@ -57,6 +57,11 @@ class Requests(NamedTuple):
     targets: np.ndarray
     offsets: np.ndarray
 
+    @property
+    def of_targets(self) -> np.ndarray:
+        """int64, shape `(targets,)`: the number of the request of each target."""
+        return np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+
 
 class Split:
     """What the splits of a log share: the training part of each user, and the requests of validation and test.
@@ -71,14 +76,14 @@ class Split:
 
     train_ends: np.ndarray
 
-    def describe(self) -> str:
-        """The split in a few words."""
-        raise NotImplementedError
-
     def __init__(self, data: PreparedData, targets: Sequence[str] = ()) -> None:
         self.data, self.rules = data, tuple(targets)
         self.is_target = is_target(data, targets) if targets else None
         self._requests: dict[str, Requests] = {}
+
+    def describe(self) -> str:
+        """The split in a few words."""
+        raise NotImplementedError
 
     def requests(self, part: str) -> Requests:
         """What is asked in a part, `"validation"` or `"test"`.
@@ -122,8 +127,7 @@ class Split:
             starts, lengths = starts[::step], lengths[::step]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         if step > 1:
-            event = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-            return self.data.item_index[event], offsets
+            return self.data.item_index[ranges(starts, lengths)], offsets
         if offsets[-1] == self.data.num_events:
             return self.data.item_index, offsets
         return self.data.item_index[self.is_train()], offsets
@@ -141,8 +145,7 @@ class Split:
 
     def _held_out(self) -> np.ndarray:
         """int64: the events that are not in the training part."""
-        number = self.data.offsets[1:] - self.train_ends
-        return np.arange(number.sum()) + np.repeat(self.train_ends - np.cumsum(number) + number, number)
+        return ranges(self.train_ends, self.data.offsets[1:] - self.train_ends)
 
     def sample(self, number: int, max_length: int) -> PreparedData:
         """The newest events of some evaluated users, as data in memory whose split has the same targets; times in seconds.
@@ -164,7 +167,7 @@ class Split:
         starts = np.maximum(data.offsets[users], before[rows] - max_length)
         lengths = last[rows] + 1 - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        event = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        event = ranges(starts, lengths)
         properties = data.users.select([feature.name for feature in data.features.get("users", [])]).take(
             pa.array(users)
         )
@@ -191,7 +194,7 @@ class Split:
         chunks = np.searchsorted(np.cumsum(asked.ends - asked.starts), np.arange(STEP, len(self.data.item_index), STEP))
         for a, b in itertools.pairwise([0, *np.unique(chunks), len(asked.users)]):
             lengths, numbers = asked.ends[a:b] - asked.starts[a:b], np.diff(asked.offsets[a : b + 1])
-            event = np.arange(lengths.sum()) + np.repeat(asked.starts[a:b] - np.cumsum(lengths) + lengths, lengths)
+            event = ranges(asked.starts[a:b], lengths)
             own = slice(asked.offsets[a], asked.offsets[b])
             seen, wanted = (
                 np.repeat(np.arange(b - a), number) << 32 | items

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfrec.data.arrays import ranges
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut, Requests, Split
 
@@ -80,7 +81,6 @@ class TimeSplit(Split):
             "test": self._between(first["test"], first["end"]),
         }
         self.num_new_users = {part: int((a.starts == a.ends).sum()) for part, a in self._requests.items()}
-        self.num_short = data.num_users - len(self._requests["test"].users)
 
     def describe(self) -> str:
         test, validation = (
@@ -98,7 +98,7 @@ class TimeSplit(Split):
     def _between(self, first: np.ndarray, last: np.ndarray) -> Requests:
         """The requests whose targets are events `first : last` of each user."""
         number = last - first
-        event = np.arange(number.sum()) + np.repeat(first - np.cumsum(number) + number, number)
+        event = ranges(first, number)
         user = np.repeat(np.arange(len(number)), number)
         if self.is_target is not None:
             is_target = self.is_target[event]

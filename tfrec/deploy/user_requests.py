@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tfrec.data.arrays import ranges
 from tfrec.data.prepared import PreparedData
 from tfrec.data.raw_columns import raw_column
 from tfrec.index.inputs import text_of
@@ -106,7 +107,6 @@ class UserRequests:
 def _gathered(starts: np.ndarray, ends: np.ndarray):
     """The places `starts[i] : ends[i]`, row after row, and a function that puts their values into rows with padding on the left."""
     lengths = ends - starts
-    place = np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
     width = int(lengths.max(initial=0))
     is_given = np.arange(width) >= (width - lengths)[:, np.newaxis]
 
@@ -115,7 +115,7 @@ def _gathered(starts: np.ndarray, ends: np.ndarray):
         padded[is_given] = values
         return padded
 
-    return place, rows
+    return ranges(starts, lengths), rows
 
 
 def _sorted_pairs(data: PreparedData, pairs: pa.Table | None) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import LeaveLastOut, Requests
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 from tfrec.evaluation.baselines import Popularity
+from tfrec.evaluation.contenders import of_histories
 from tfrec.evaluation.content_knn import ContentKNN
 from tfrec.evaluation.metrics import means, metrics_of_requests
 from tfrec.evaluation.ranking import Scorer, embed, embed_histories, rank
@@ -126,15 +127,7 @@ def _embed_requests(model: TwoTower, data: PreparedData) -> np.ndarray:
 
 def _content_knn(cold: ColdItems, encoded: Mapping[str, np.ndarray]) -> Callable[[Targets], Scorer]:
     neighbours, item_index = ContentKNN(encoded), cold.known.item_index
-
-    def scorer_of(targets: Targets) -> Scorer:
-        def scores(rows: np.ndarray) -> np.ndarray:
-            own = [item_index[targets.starts[r] : targets.ends[r]] for r in rows]
-            return neighbours.scores(np.concatenate(own) - FIRST_ITEM_INDEX, np.cumsum([0, *map(len, own)]))
-
-        return scores
-
-    return scorer_of
+    return lambda targets: of_histories(neighbours.scores, item_index, targets.starts, targets.ends, FIRST_ITEM_INDEX)
 
 
 def _popular_in_category(

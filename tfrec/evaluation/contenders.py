@@ -76,13 +76,14 @@ def bigram(split: Split, part: str) -> Scorer:
 
 def item_knn(split: Split, part: str) -> Scorer:
     """See `ItemKNN`."""
-    return _of_histories(ItemKNN(*split.train_part(), split.data.num_items).scores, split, part, 0)
+    learned = ItemKNN(*split.train_part(), split.data.num_items)
+    return of_histories(learned.scores, split.data.item_index, *split.histories(part), 0)
 
 
 def content_knn(split: Split, part: str) -> Scorer:
     """See `ContentKNN`; the data must have item features."""
     encoded, _ = encode_table(split.data.features["items"], split.data.items)
-    return _of_histories(ContentKNN(encoded).scores, split, part, FIRST_ITEM_INDEX)
+    return of_histories(ContentKNN(encoded).scores, split.data.item_index, *split.histories(part), FIRST_ITEM_INDEX)
 
 
 def random(split: Split, part: str) -> Scorer:
@@ -112,10 +113,11 @@ def _same_for_all(learned: Popularity) -> Scorer:
     return lambda rows: learned.scores(len(rows))
 
 
-def _of_histories(learned: Callable, split: Split, part: str, first: int) -> Scorer:
-    """A scorer of `learned(items, offsets)`, histories one after the other with their items numbered from `first`."""
-    starts, ends = split.histories(part)
-    item_index = split.data.item_index
+def of_histories(learned: Callable, item_index: np.ndarray, starts: np.ndarray, ends: np.ndarray, first: int) -> Scorer:
+    """A scorer of `learned(items, offsets)`: histories one after the other, with their items numbered from `first`.
+
+    Events `starts[r] : ends[r]` of `item_index` are the history of request r.
+    """
 
     def scores(rows: np.ndarray) -> np.ndarray:
         histories = [item_index[starts[r] : ends[r]] for r in rows]

@@ -106,7 +106,7 @@ class Judgement:
         found = []
         for label, whose, is_kept in slices(self.split, self.part, column):
             if whose == "users":
-                is_target = np.repeat(is_kept, np.diff(self.split.requests(self.part).offsets))
+                is_target = is_kept[self.split.requests(self.part).of_targets]
                 own = {n: {m: v[is_kept] for m, v in values.items()} for n, values in self.values.items()}
             else:
                 is_target = is_kept
@@ -170,6 +170,7 @@ def judge(
     repeats: str = "exclude",
     cutoffs: Sequence[int] = CUTOFFS,
     vectors: np.ndarray | None = None,
+    by: Sequence[str] = (),
 ) -> Judgement:
     """Rank the held-out targets by several contenders.
 
@@ -180,6 +181,7 @@ def judge(
         repeats: str, `"exclude"` or `"allow"`; see `rank`. Default: `"exclude"`.
         cutoffs: ints > 0, the k of the metrics. Default: 5, 10, 20.
         vectors: float32 array, shape `(num_items, D)`, for the diversity of lists. Default: none.
+        by: what `Judgement.by` will be asked for, to be refused before the ranking where it is unknown. Default: nothing.
     Raises:
         ValueError: a cut-off is below 1, a contender has the name of a figure, or nothing is held out.
     """
@@ -191,6 +193,8 @@ def judge(
             f"A contender cannot be called {taken.pop()!r}, which is a figure of the result: choose another name."
         )
     check_requests(split, part)
+    for column in by:
+        next(slices(split, part, column), None)  # an unknown column is told before the ranking
     catalogue, wanted = Catalogue.of(split, vectors), _keys(split, part)
     rankings, values, of_all = {}, {}, {}
     for name, contender in contenders.items():
@@ -254,10 +258,8 @@ def evaluate(
     if contenders.keys() & (against or {}).keys():
         raise ValueError("`against` has a contender 'model' beside `model`: choose another name.")
     contenders |= baselines_of(data) if against is None else against
-    for column in by:
-        next(slices(split, part, column), None)  # an unknown column is told before the ranking
     vectors = None if model is None else np.asarray(model.item_tower.catalogue())
-    judged = judge(split, contenders, part, repeats=repeats, cutoffs=cutoffs, vectors=vectors)
+    judged = judge(split, contenders, part, repeats=repeats, cutoffs=cutoffs, vectors=vectors, by=by)
     result = judged.to_dict(by)
     if model is not None and model.task_head is not None:
         result["task"] = evaluate_task(model, split, part, embed_histories(model, split, part))
@@ -266,6 +268,4 @@ def evaluate(
 
 def _keys(split: Split, part: str) -> np.ndarray:
     """int64: request and item of each target as one number."""
-    asked = split.requests(part)
-    row = np.repeat(np.arange(len(asked.users), dtype=np.int64), np.diff(asked.offsets))
-    return row * split.data.num_items + split.targets(part) - FIRST_ITEM_INDEX
+    return split.requests(part).of_targets * split.data.num_items + split.targets(part) - FIRST_ITEM_INDEX

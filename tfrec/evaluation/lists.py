@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse
 
 from tfrec.data.encoding import encode_table
+from tfrec.data.features import first_category
 from tfrec.data.splits import Split
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
 
@@ -49,10 +50,8 @@ class Catalogue:
         pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]  # np.unique takes ten times as long
         num_users_of = np.bincount(pairs % data.num_items, minlength=data.num_items)
         known = {} if vectors is None else {"diversity": vectors}
-        categories = [f for f in data.features.get("items", []) if f.kind in ("category", "multi")]
-        if categories:
-            encoded, _ = encode_table(categories[:1], data.items)
-            values = encoded[categories[0].name].reshape(data.num_items, -1)
+        if category := first_category(data.features.get("items", [])):
+            values = encode_table([category], data.items)[0][category.name].reshape(data.num_items, -1)
             row, place = np.nonzero(values >= FIRST_ITEM_INDEX)
             cells, shape = (
                 (np.ones(len(row), np.float32), (row, values[row, place])),

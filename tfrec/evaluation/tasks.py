@@ -40,7 +40,7 @@ def evaluate_task(model: TwoTower, split: Split, part: str, queries: np.ndarray)
     asked = split.requests(part)
     truth = np.asarray(split.data.event_columns[head.column][asked.targets])
     known = has_value(truth)
-    request = np.repeat(np.arange(len(asked.users)), np.diff(asked.offsets))[known]
+    request = asked.of_targets[known]
     users, items, truth, queries = asked.users[request], split.targets(part)[known], truth[known], queries[request]
     predicted = [
         np.asarray(
@@ -59,9 +59,7 @@ def evaluate_task(model: TwoTower, split: Split, part: str, queries: np.ndarray)
 def _training_events(split: Split, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User, item (from 0) and value of each event of the training part that has a value."""
     data = split.data
-    lengths = split.train_ends - data.offsets[:-1]
-    before = np.cumsum(lengths) - lengths
-    event = np.arange(lengths.sum()) + np.repeat(data.offsets[:-1] - before, lengths)
+    lengths, event = split.train_ends - data.offsets[:-1], np.flatnonzero(split.is_train())
     user, values = np.repeat(np.arange(data.num_users), lengths), np.asarray(data.event_columns[column][event])
     known = has_value(values)
     return user[known], data.item_index[event[known]] - FIRST_ITEM_INDEX, values[known]

@@ -272,9 +272,8 @@ class Answers(tf.Module):
             `(items, scores)`: int32 item indexes and float32 arrays, shape `(histories, min(k, num_items))`.
         """
         rows = max(1, SCORES_BYTES // (4 * self.index.num_items))
-        given: dict[str, Any] = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
         parts = []
-        for history, others in self.requests(histories, given, rows):
+        for history, others in self.requests(histories, rows, timestamps, request_times, features):
             wanted = [
                 tf.constant([values] * len(history), tf.string, (len(history), len(values)))
                 for values in (wanted_of(allow or {}), wanted_of(deny or {}))
@@ -305,18 +304,25 @@ class Answers(tf.Module):
             `(scores, predicted)`, shape `(histories, C)`; see `score`.
         """
         rows = max(1, SCORES_BYTES // (4 * max(1, len(candidates)) * self.model().item_tower.width))
-        given = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
         parts = [
             self._eager_score(
                 history, others, tf.constant(np.tile(np.asarray(candidates, np.int32), (len(history), 1)))
             )
-            for history, others in self.requests(histories, given, rows)
+            for history, others in self.requests(histories, rows, timestamps, request_times, features)
         ]
         scores, predicted = zip(*parts, strict=True)
         return np.concatenate(scores), None if predicted[0] is None else np.concatenate(predicted)
 
-    def requests(self, histories: Sequence[np.ndarray], given: Mapping[str, Any], rows: int) -> Iterator[tuple]:
-        """`(history, others)` as for `query`, for `rows` histories at a time; an input that `given` lacks is missing."""
+    def requests(
+        self,
+        histories: Sequence[np.ndarray],
+        rows: int,
+        timestamps: Sequence[np.ndarray] | None = None,
+        request_times: Sequence[int] | np.ndarray | None = None,
+        features: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Iterator[tuple]:
+        """`(history, others)` as for `query`, for `rows` histories at a time; for the arguments, see `recommend`."""
+        given: dict[str, Any] = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
         for first in range(0, len(histories), rows):
             here = slice(first, first + rows)
             history = _padded(histories[here], np.int32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,13 +128,6 @@ class Explainer:
         weights = self._answers.model().attention_weights(inputs, vectors)
         return inputs["is_real"], [tf.cast(of_block, tf.float32) for of_block in weights]
 
-    def _request(
-        self,
-        history: np.ndarray,
-        timestamps: Sequence[np.ndarray] | None = None,
-        request_times: Sequence[int] | np.ndarray | None = None,
-        features: Mapping[str, Sequence[Any]] | None = None,
-    ) -> tuple:
+    def _request(self, history: np.ndarray, **given: Any) -> tuple:
         """One history as the tensors of `Answers.query`."""
-        given = {"timestamps": timestamps, "request_time": request_times, **(features or {})}
-        return next(self._answers.requests([history], given, 1))
+        return next(self._answers.requests([history], 1, **given))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfrec.data.encoding import encode_table
-from tfrec.data.features import Feature
+from tfrec.data.features import Feature, first_category
 from tfrec.data.prepared import PreparedData
 from tfrec.data.splits import Requests, Split
 from tfrec.data.vocabulary import FIRST_ITEM_INDEX
@@ -66,7 +66,8 @@ def slice_columns(data: PreparedData) -> list[str]:
     """What a report slices by: lengths, popularity, and the first category of the items and of the users."""
     columns = [HISTORY, POPULARITY]
     for whose in ("items", "users"):
-        columns += [f.name for f in data.features.get(whose, []) if f.kind in ("category", "multi")][:1]
+        if category := first_category(data.features.get(whose, [])):
+            columns.append(category.name)
     return columns
 
 
@@ -93,7 +94,7 @@ def catalogue_map(run: Run) -> tuple[np.ndarray, list[str], float, str]:
     share = float((values[:2] ** 2).sum() / max((values**2).sum(), 1e-12))
     points = np.zeros((len(chosen), 2))  # one item, or vectors of one number, span no plane
     points[:, : min(2, len(values))] = left[:, :2] * values[:2]
-    feature = _category(run)
+    feature = first_category(run.features.get("items", []))
     if feature is None:
         return points, [""] * len(chosen), share, ""
     encoded = encode_table([feature], run.items)[0][feature.name].reshape(len(run.items), -1)[chosen, 0]
@@ -101,15 +102,10 @@ def catalogue_map(run: Run) -> tuple[np.ndarray, list[str], float, str]:
     return points, [values_of[number] for number in encoded], share, feature.name
 
 
-def examples(run: Run, judged: Judgement, seed: int = 0) -> list[dict[str, Any]]:
-    """Users drawn at random: their newest items, their targets, and what the contenders recommend to them.
-
-    The second contender that is shown is the best of the others.
-    """
+def examples(run: Run, judged: Judgement, shown: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
+    """Users drawn at random: their newest items, their targets, and what the contenders called `shown` recommend to them."""
     split, part = judged.split, judged.part
     asked, names = split.requests(part), titles(run)
-    metric = f"ndcg@{judged.cutoff}"
-    others = sorted(judged.names[1:], key=lambda name: -judged.metrics(name)[metric])[:1]
     known = np.flatnonzero(asked.ends > asked.starts)
     rows = np.random.default_rng(seed).permutation(known)[:EXAMPLES]
     found = []
@@ -118,16 +114,16 @@ def examples(run: Run, judged: Judgement, seed: int = 0) -> list[dict[str, Any]]
         targets = split.targets(part)[asked.offsets[row] : asked.offsets[row + 1]] - FIRST_ITEM_INDEX
         lists = {
             name: [(names[i], int(i) in targets) for i in judged.rankings[name].items[row, :SHOWN_LIST] if i >= 0]
-            for name in [judged.names[0], *others]
+            for name in shown
         }
-        first = judged.rankings[judged.names[0]].items[row, 0]
+        first = judged.rankings[shown[0]].items[row, 0]
         found.append(
             {
                 "length": len(history),
                 "history": [names[i] for i in history[-SHOWN_HISTORY:]],
                 "targets": [names[i] for i in targets],
                 "lists": lists,
-                "why": _why(run, split, asked, int(row), int(first)) if first >= 0 else "",
+                "why": names[_cause(run, split, asked, int(row), int(first))] if first >= 0 else "",
             }
         )
     return found
@@ -154,8 +150,8 @@ def commands(run: Run, name: str, against: Sequence[str | os.PathLike]) -> list[
     return [shlex.join(train), shlex.join(report)]
 
 
-def _why(run: Run, split: Split, asked: Requests, row: int, item: int) -> str:
-    """The item of a history that moved the score of its first recommendation most."""
+def _cause(run: Run, split: Split, asked: Requests, row: int, item: int) -> int:
+    """The item of a history that moved the score of an item most, both numbered from 0."""
     data = split.data
     start, end, user = (int(values[row]) for values in (asked.starts, asked.ends, asked.users))
     history = data.vocabulary.decode(data.item_index[start:end])
@@ -169,14 +165,9 @@ def _why(run: Run, split: Split, asked: Requests, row: int, item: int) -> str:
     context |= {name: value for name, value in of_user.items() if value is not None}
     item_id = run.vocabulary.item_ids[item]
     found = run.explain(history, [item_id], events=of_events, context=context, **given)
-    return titles(run)[data.item_index[start + int(found.contributions[0].argmax())] - FIRST_ITEM_INDEX]
+    return int(data.item_index[start + int(found.contributions[0].argmax())]) - FIRST_ITEM_INDEX
 
 
 def _raw(feature: Feature, values: np.ndarray) -> list[Any]:
     """Encoded values of a category or a number as a request has them."""
     return [("", "", *feature.values)[value] for value in values] if feature.kind == "category" else values.tolist()
-
-
-def _category(run: Run) -> Feature | None:
-    known = [f for f in run.features.get("items", []) if f.kind in ("category", "multi")]
-    return known[0] if known else None

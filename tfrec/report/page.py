@@ -115,7 +115,7 @@ def write_report(
         "map_share": share,
         "map_column": column,
         "num_mapped": len(points),
-        "examples": facts.examples(run, judged),
+        "examples": facts.examples(run, judged, [first, best] if best else [first]),
         "reproduce": facts.commands(run, own, against),
         "different": {label: different_settings(run, one) for label, one in others.items()},
     }

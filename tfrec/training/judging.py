@@ -13,11 +13,8 @@ import numpy as np
 from tfrec.data.prepared import PreparedData
 from tfrec.evaluation.cold import evaluate_cold_items
 from tfrec.evaluation.contenders import BASELINES, Contender, baselines_of, of_model
-from tfrec.evaluation.judgement import Judgement, judge
+from tfrec.evaluation.judgement import Judgement, evaluate, judge
 from tfrec.evaluation.metrics import CUTOFFS
-from tfrec.evaluation.ranking import embed_histories
-from tfrec.evaluation.slices import slices
-from tfrec.evaluation.tasks import evaluate_task
 from tfrec.training.config import Config
 from tfrec.training.run import Run
 from tfrec.training.settings import CONFIG
@@ -54,11 +51,7 @@ def judge_run(
     """
     check_held_out(run)
     found = run.data(data)
-    contenders = {"model": of_model(run.model)}
-    for name in against:  # a folder that is called `model` would take the place of the run
-        contenders["./model" if str(name) == "model" else str(name)] = contender(name, run, found)
-    if not against:
-        contenders |= baselines_of(found)
+    contenders = {"model": of_model(run.model)} | contenders_of(run, found, against)
     vectors, repeats = np.asarray(run.model.item_tower.catalogue()), repeats or run.repeats
     return judge(run.split(found), contenders, part, repeats=repeats, cutoffs=cutoffs, vectors=vectors)
 
@@ -68,29 +61,36 @@ def evaluate_run(
     data: PreparedData | str | os.PathLike | None = None,
     part: str = "test",
     *,
+    against: Sequence[str | os.PathLike] = (),
+    repeats: str | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
     by: Sequence[str] = (),
-    **options: Any,
 ) -> dict[str, Any]:
-    """`judge_run` as plain values, with the second head and, where the run was trained without some, new items.
+    """`evaluate` a run on its own split, with its own `repeats` and `targets`; new items too, where it was trained without some.
 
     Args:
-        run, data, part: see `judge_run`.
+        run, data, part, against, repeats, cutoffs: see `judge_run`.
         by: what to slice by, see `slices`. Default: nothing.
-        options: `against`, `repeats` and `cutoffs` of `judge_run`.
     Returns:
         The dict of `evaluate`; `cold_items` in it is that of `evaluate_cold_items`.
     """
-    for column in by:
-        next(slices(run.split(run.data(data)), part, column), None)  # an unknown column is told before the ranking
-    judged = judge_run(run, data, part, **options)
-    result = judged.to_dict(by)
-    if run.model.task_head is not None:
-        queries = embed_histories(run.model, judged.split, part)
-        result["task"] = evaluate_task(run.model, judged.split, part, queries)
+    check_held_out(run)
+    found, repeats = run.data(data), repeats or run.repeats
+    others = contenders_of(run, found, against)
+    split = run.split(found)
+    result = evaluate(found, part, run.model, split=split, against=others, repeats=repeats, cutoffs=cutoffs, by=by)
     if run.config and run.config.cold_items:
         cold, boost = run.cold_items(data), run.config.new_item_boost
-        result["cold_items"] = evaluate_cold_items(cold, part, run.model, boost, judged.repeats)
+        result["cold_items"] = evaluate_cold_items(cold, part, run.model, boost, repeats)
     return result
+
+
+def contenders_of(run: Run, data: PreparedData, against: Sequence[str | os.PathLike]) -> dict[str, Contender]:
+    """What stands beside a run, by name; see `judge_run`."""
+    if not against:
+        return baselines_of(data)
+    # a folder that is called `model` would take the place of the run
+    return {"./model" if str(name) == "model" else str(name): contender(name, run, data) for name in against}
 
 
 def contender(name: str | os.PathLike, run: Run, data: PreparedData) -> Contender:
